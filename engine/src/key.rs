@@ -101,7 +101,13 @@ impl Scope {
             return Err(KeyError::SaltTooLong { chars });
         }
         let hash = HASHER.hash_one((model_name, kv_rank, object_group_id, cache_salt));
-        Ok(Arc::new(Self { model_name: model_name.into(), cache_salt: cache_salt.into(), kv_rank, object_group_id, hash }))
+        Ok(Arc::new(Self {
+            model_name: model_name.into(),
+            cache_salt: cache_salt.into(),
+            kv_rank,
+            object_group_id,
+            hash,
+        }))
     }
 
     /// The key of one chunk in this scope.

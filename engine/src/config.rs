@@ -1,0 +1,177 @@
+//! What an engine can be told, with a default and a limit for each value.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+
+/// Smallest and largest segment: a whole number of any device's blocks, and what one request carries well.
+pub const SEGMENT_BYTES_RANGE: (usize, usize) = (64 << 10, 8 << 20);
+
+/// Fewest and most requests that one shard can have in flight: below, classes could not share it; the completion
+/// queue is sized for the most.
+pub const DEPTH_RANGE: (usize, usize) = (8, 4096);
+
+/// Most shards of one engine.
+pub const SHARDS_MAX: usize = 64;
+
+/// What a store waits for before it is acknowledged, and so what an acknowledged object survives.
+///
+/// | | process killed | kernel crash or power cut |
+/// |---|---|---|
+/// | `None` | survives | may be lost, never torn (ext4, xfs; with barriers on) |
+/// | `Data` | survives | its bytes are on the device before its name is; the newest names may be lost |
+/// | `Full` | survives | survives |
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Durability {
+    /// Publish when the writes have completed; no sync.
+    #[default]
+    None,
+    /// `fdatasync` of the object before it is published.
+    Data,
+    /// As `Data`, and `fsync` of the directory after publishing.
+    Full,
+}
+
+/// Whether to bypass the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum DirectIo {
+    /// O_DIRECT where the file system takes it, else buffered; `status` says which.
+    #[default]
+    Auto,
+    /// Always through the page cache.
+    Off,
+}
+
+/// Everything that [`crate::Engine::open`] can be told. [`Config::new`] fills in the defaults.
+///
+/// ```
+/// let mut config = saltern::Config::new("/var/cache/kv");
+/// config.capacity_bytes = Some(100 << 30);
+/// config.shards = 2;
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Config {
+    /// The volume's directory; created (0700) where it does not exist.
+    pub dir: PathBuf,
+    /// How keys become file names. Default: LMCache 0.5.6's `fs` layout.
+    pub layout: Layout,
+    /// Most bytes of objects, counting what is on disk from earlier runs. Default: no limit.
+    pub capacity_bytes: Option<u64>,
+    /// Threads with a ring each; a key belongs to one of them. Default 1.
+    pub shards: usize,
+    /// Pin each shard's thread to one of the CPUs that the process may use. Default true.
+    pub pin_shards: bool,
+    /// Size of the pool of page-aligned host buffers, the shards' bounce buffers included. Default 64 MiB.
+    pub pool_bytes: usize,
+    /// Most requests in flight on one shard. Default 64.
+    pub depth: usize,
+    /// Objects are read and written in pieces of this size, in parallel. Default 1 MiB.
+    pub segment_bytes: usize,
+    /// Most bytes of loads in flight on one shard (one object is always let through). Default 32 MiB.
+    pub load_inflight_bytes: usize,
+    /// Most bytes of stores in flight on one shard (one object is always let through). Default 32 MiB.
+    pub store_inflight_bytes: usize,
+    /// Largest object. Default 64 MiB.
+    pub max_object_bytes: u64,
+    /// Most objects queued or in flight in the whole engine; more are refused as `QueueFull`. Default 65,536.
+    pub max_queued_objects: usize,
+    /// How long a pin holds an object against deletion, unless it is pinned again. Default 60 s.
+    pub pin_lease: Duration,
+    /// A store's ticket completes after this time at the latest. Default 30 s.
+    pub store_deadline: Duration,
+    /// A load's or a delete's ticket completes after this time at the latest. Default 10 s.
+    pub load_deadline: Duration,
+    /// A lookup that has to ask the disk completes after this time at the latest, as a miss. Default 2 s.
+    pub lookup_deadline: Duration,
+    /// What an acknowledged store survives. Default [`Durability::None`].
+    pub durability: Durability,
+    /// Whether to bypass the page cache. Default [`DirectIo::Auto`].
+    pub direct_io: DirectIo,
+    /// Accept a file that is longer than the buffer by less than this many bytes as padded, and load its first
+    /// bytes (LMCache's `fs_native` and NIXL adapters write such files). Default 0: sizes have to match.
+    pub padding_bytes: u64,
+    /// Threads that scan the directory at open. Default 2.
+    pub scan_threads: usize,
+    /// How long open waits for the I/O of a dead owner to end before it gives up. Default 10 s.
+    pub lock_wait: Duration,
+}
+
+impl Config {
+    /// The defaults, for this directory.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            layout: Layout::Fs,
+            capacity_bytes: None,
+            shards: 1,
+            pin_shards: true,
+            pool_bytes: 64 << 20,
+            depth: 64,
+            segment_bytes: 1 << 20,
+            load_inflight_bytes: 32 << 20,
+            store_inflight_bytes: 32 << 20,
+            max_object_bytes: 64 << 20,
+            max_queued_objects: 65_536,
+            pin_lease: Duration::from_secs(60),
+            store_deadline: Duration::from_secs(30),
+            load_deadline: Duration::from_secs(10),
+            lookup_deadline: Duration::from_secs(2),
+            durability: Durability::None,
+            direct_io: DirectIo::Auto,
+            padding_bytes: 0,
+            scan_threads: 2,
+            lock_wait: Duration::from_secs(10),
+        }
+    }
+
+    /// Bytes of the pool that the shards keep as bounce buffers.
+    pub(crate) fn bounce_bytes(&self) -> usize {
+        self.shards * BOUNCE_BUFFERS * self.segment_bytes
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the first value that is not usable.
+    pub fn validate(&self) -> Result<()> {
+        let (segment_min, segment_max) = SEGMENT_BYTES_RANGE;
+        let fail = |option, reason: String| Err(Error::Config { option, reason });
+        if self.shards == 0 || self.shards > SHARDS_MAX {
+            return fail("shards", format!("{} is not in 1..={SHARDS_MAX}", self.shards));
+        }
+        let (depth_min, depth_max) = DEPTH_RANGE;
+        if self.depth < depth_min || self.depth > depth_max {
+            return fail("depth", format!("{} is not in {depth_min}..={depth_max}", self.depth));
+        }
+        if !self.segment_bytes.is_power_of_two() || self.segment_bytes < segment_min || self.segment_bytes > segment_max
+        {
+            return fail("segment_bytes", format!("has to be a power of two in {segment_min}..={segment_max}"));
+        }
+        if self.pool_bytes < self.bounce_bytes() {
+            let least = self.bounce_bytes();
+            return fail("pool_bytes", format!("{} shards of this segment size need at least {least}", self.shards));
+        }
+        if self.max_object_bytes > u32::MAX as u64 {
+            return fail("max_object_bytes", format!("at most {} is possible", u32::MAX));
+        }
+        if self.max_queued_objects == 0 {
+            return fail("max_queued_objects", "has to be at least 1".into());
+        }
+        if self.scan_threads == 0 {
+            return fail("scan_threads", "has to be at least 1".into());
+        }
+        Ok(())
+    }
+}
+
+/// Bounce buffers of one segment each that a shard keeps for memory that O_DIRECT cannot take.
+pub(crate) const BOUNCE_BUFFERS: usize = 8;

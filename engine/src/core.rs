@@ -1,0 +1,113 @@
+//! What the engine's threads share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::config::Config;
+use crate::counts::Counts;
+use crate::error::{Error, Result};
+use crate::events::Hub;
+use crate::index::{Index, Keyed};
+use crate::ledger::{Deltas, Ledger};
+use crate::mem::Pool;
+use crate::ring::BufferRegistry;
+use crate::scan::{Recovery, enter};
+use crate::shard::{Command, Mailbox, StoreOp};
+use crate::status::ShardStatus;
+use crate::volume::Volume;
+
+/// Shared by callers, shards, scan and helpers.
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pub(crate) volume: Volume,
+    pub(crate) index: Arc<Index>,
+    pub(crate) ledger: Ledger,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) recovery: Recovery,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) pool: Pool,
+    pub(crate) registry: BufferRegistry,
+    pub(crate) mailboxes: Vec<Mailbox>,
+    pub(crate) shard_status: Mutex<Vec<ShardStatus>>,
+    pub(crate) closing: AtomicBool,
+    pub(crate) failed: AtomicBool,
+    pub(crate) queued: Arc<AtomicUsize>,
+    /// Stores that came before the scan knew how much room there is.
+    pub(crate) deferred: Mutex<Vec<StoreOp>>,
+}
+
+/// A place among the queued objects, given back on drop.
+pub(crate) struct Queued(Arc<AtomicUsize>);
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Core {
+    /// Places for all objects of a batch, or for none.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::ShardFailed`] and [`Error::QueueFull`].
+    pub(crate) fn admit(&self, count: usize) -> Result<impl FnMut() -> Queued + use<>> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        if self.failed.load(Ordering::Acquire) {
+            return Err(Error::ShardFailed);
+        }
+        let limit = self.config.max_queued_objects;
+        let before = self.queued.fetch_add(count, Ordering::Relaxed);
+        if before + count > limit {
+            self.queued.fetch_sub(count, Ordering::Relaxed);
+            return Err(Error::QueueFull { limit });
+        }
+        let queued = self.queued.clone();
+        Ok(move || Queued(queued.clone()))
+    }
+
+    /// The shard that a key belongs to.
+    pub(crate) fn home(&self, keyed: &Keyed) -> usize {
+        keyed.home(self.mailboxes.len())
+    }
+
+    /// Asks the disk for an object that the index lacks, and enters it.
+    pub(crate) fn ask_disk(&self, keyed: &Keyed, name: &str) -> Result<()> {
+        let look = || {
+            let stat = self.volume.stat(name).map_err(|errno| Error::io("statx", name, errno))?;
+            Ok(stat.map(|stat| (stat.bytes, stat.modified_ns)))
+        };
+        if let Some(bytes) = enter(&self.index, keyed, look)? {
+            let mut deltas = Deltas::new();
+            deltas.recovered(keyed.salt, bytes);
+            self.ledger.apply(&deltas);
+        }
+        Ok(())
+    }
+
+    /// Hands the deferred stores to their shards.
+    pub(crate) fn release_deferred(&self) {
+        let deferred = std::mem::take(&mut *self.deferred.lock());
+        for op in deferred {
+            let home = self.home(&op.keyed);
+            self.mailboxes[home].push(Command::Store(op));
+        }
+        self.mailboxes.iter().for_each(Mailbox::ring);
+    }
+
+    /// Counts the answers of a lookup.
+    pub(crate) fn count_lookups(&self, sizes: &[Option<u64>]) {
+        let hits = sizes.iter().flatten().count();
+        self.counts.lookup_hits.add(hits as u64);
+        self.counts.lookup_misses.add((sizes.len() - hits) as u64);
+    }
+
+    /// The error for an object that does not fit into the capacity.
+    pub(crate) fn full(&self, needed: u64, room: crate::ledger::NoRoom) -> Error {
+        self.counts.stores_refused.add(1);
+        Error::Full { needed, free: room.free, capacity: room.capacity }
+    }
+}

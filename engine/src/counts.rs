@@ -1,0 +1,64 @@
+//! Counters that all threads add to.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::status::Counters;
+
+/// One counter. Relaxed: it orders nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// As [`Counters`], still counting.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) lookup_hits: Count,
+    pub(crate) lookup_misses: Count,
+    pub(crate) loads: Count,
+    pub(crate) load_misses: Count,
+    pub(crate) load_errors: Count,
+    pub(crate) loaded_bytes: Count,
+    pub(crate) stores: Count,
+    pub(crate) restores: Count,
+    pub(crate) stores_refused: Count,
+    pub(crate) store_errors: Count,
+    pub(crate) stored_bytes: Count,
+    pub(crate) deletes: Count,
+    pub(crate) deletes_refused: Count,
+    pub(crate) damaged: Count,
+    pub(crate) timeouts: Count,
+    pub(crate) bounced_bytes: Count,
+}
+
+impl Counts {
+    pub(crate) fn snapshot(&self, ledger_underflows: u64) -> Counters {
+        Counters {
+            lookup_hits: self.lookup_hits.get(),
+            lookup_misses: self.lookup_misses.get(),
+            loads: self.loads.get(),
+            load_misses: self.load_misses.get(),
+            load_errors: self.load_errors.get(),
+            loaded_bytes: self.loaded_bytes.get(),
+            stores: self.stores.get(),
+            restores: self.restores.get(),
+            stores_refused: self.stores_refused.get(),
+            store_errors: self.store_errors.get(),
+            stored_bytes: self.stored_bytes.get(),
+            deletes: self.deletes.get(),
+            deletes_refused: self.deletes_refused.get(),
+            damaged: self.damaged.get(),
+            timeouts: self.timeouts.get(),
+            bounced_bytes: self.bounced_bytes.get(),
+            ledger_underflows,
+        }
+    }
+}

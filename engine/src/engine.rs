@@ -1,0 +1,589 @@
+//! The engine as callers see it: batches in, tickets out.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+
+use crate::asker::{Ask, Asker};
+use crate::completion::{CompletionFd, Signal};
+use crate::config::Config;
+use crate::core::Core;
+use crate::counts::Counts;
+use crate::error::{Error, Result};
+use crate::events::{Hub, Listener};
+use crate::index::{BeginStore, Index};
+use crate::key::ObjectKey;
+use crate::ledger::{AdapterUsage, Ledger};
+use crate::mem::{Buffer, Pool};
+use crate::report::{DeleteReport, LoadReport, LookupReport, StoreReport};
+use crate::ring::BufferRegistry;
+use crate::scan::{Recovery, RecoveryReport, recover};
+use crate::shard::{Command, DeleteOp, LoadOp, Mailbox, Shard, StoreOp};
+use crate::status::{ShardStatus, Status};
+use crate::ticket::{Report, Ticket, open_batch};
+use crate::volume::Volume;
+use crate::watchdog::Watchdog;
+
+/// Kinds of tickets that have an event descriptor of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Class {
+    /// [`Engine::store`]
+    Store,
+    /// [`Engine::lookup_and_pin`]
+    Lookup,
+    /// [`Engine::load`]
+    Load,
+}
+
+/// Lines of the watchdog.
+const LINE_STORE: usize = 0;
+const LINE_LOAD: usize = 1;
+const LINE_LOOKUP: usize = 2;
+
+type Progress = Box<dyn Fn(u64) + Send + Sync>;
+
+/// How to open an engine, beyond its configuration.
+pub struct Opener {
+    config: Config,
+    progress: Progress,
+    background: bool,
+}
+
+impl Opener {
+    /// Calls `progress` with the number of directory entries seen so far, on a scanning thread.
+    pub fn progress(mut self, progress: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
+    /// Returns before the scan is complete. Until then keys that the index lacks are asked of the disk, and stores wait
+    /// for the scan where there is a capacity.
+    pub fn background(mut self, background: bool) -> Self {
+        self.background = background;
+        self
+    }
+
+    /// Opens. Blocks for the scan of the directory, unless it runs in the background.
+    ///
+    /// # Errors
+    /// [`Error::Config`], [`Error::VolumeOwned`], [`Error::RingUnavailable`], and [`Error::Io`] for the directory.
+    pub fn open(self) -> Result<Engine> {
+        let Self { config, progress, background } = self;
+        config.validate()?;
+        let mut engine = Engine::start(config)?;
+        let core = engine.core.clone();
+        let unfinished = core.volume.remove_unfinished()?;
+        let scan = move || {
+            let config = &core.config;
+            let Core { volume, index, ledger, recovery, .. } = &*core;
+            let mut report = recover(volume, config.layout, index, ledger, config.scan_threads, recovery, &*progress);
+            report.unfinished = unfinished;
+            if let Some(error) = &report.error {
+                tracing::error!(error, "the scan ended early; what it did not see is asked of the disk");
+            }
+            recovery.finish(report);
+            core.release_deferred();
+            core.hub.recovered(index);
+        };
+        if background {
+            engine.scan = Some(spawn("saltern-scan", scan)?);
+        } else {
+            scan();
+            if let Some(RecoveryReport { error: Some(reason), .. }) = engine.core.recovery.peek() {
+                return Err(Error::Config { option: "dir", reason: format!("the scan failed: {reason}") });
+            }
+        }
+        Ok(engine)
+    }
+}
+
+/// A local store of KV-cache objects in one directory.
+///
+/// Thread-safe: all methods take `&self`. Every submit returns at once; every ticket completes, by its deadline at the
+/// latest. Dropping the engine closes it.
+///
+/// ```
+/// use saltern::{Config, Engine, ObjectKey};
+/// # let dir = tempfile::tempdir_in(".").unwrap();
+/// let engine = Engine::open(Config::new(dir.path()))?;
+/// let key = ObjectKey::new("meta-llama/Llama-3.1-8B", saltern::kv_rank(1, 0, 1, 0), 0, &[7; 32], "tenant-1")?;
+/// let stored = engine.store(vec![(key.clone(), vec![42; 100_000].into())]).wait();
+/// assert_eq!(stored.results[0].as_ref().unwrap(), &100_000);
+/// let found = engine.lookup_and_pin(&[key.clone()]).wait();
+/// let loaded = engine.load(vec![(key.clone(), vec![0; found.sizes[0].unwrap() as usize].into())]).wait();
+/// assert!(loaded.buffers[0].as_ref().unwrap().as_slice().iter().all(|byte| *byte == 42));
+/// engine.unpin(&[key]);
+/// engine.close();
+/// # Ok::<(), saltern::Error>(())
+/// ```
+pub struct Engine {
+    core: Arc<Core>,
+    shards: Vec<JoinHandle<()>>,
+    scan: Option<JoinHandle<()>>,
+    asker: Asker,
+    watchdog: Watchdog,
+    store_fd: Arc<CompletionFd>,
+    lookup_fd: Arc<CompletionFd>,
+    load_fd: Arc<CompletionFd>,
+    tickets: AtomicU64,
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let errno = |error: std::io::Error| nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0));
+    std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| Error::io("spawn", name, errno(error)))
+}
+
+impl Engine {
+    /// Opens the directory and waits until its contents are known.
+    ///
+    /// # Errors
+    /// As [`Opener::open`].
+    pub fn open(config: Config) -> Result<Self> {
+        Self::opener(config).open()
+    }
+
+    /// Opens with options.
+    pub fn opener(config: Config) -> Opener {
+        Opener { config, progress: Box::new(|_| {}), background: false }
+    }
+
+    /// Takes the directory and starts all threads but the scan's.
+    fn start(config: Config) -> Result<Self> {
+        let volume = Volume::open(&config)?;
+        let pool = Pool::new(config.pool_bytes)?;
+        let registry = BufferRegistry::new();
+        let (ptr, len) = pool.span();
+        // The registry and the shards' rings go before the pool: see `Core`, whose fields drop in order, and `shut_down`,
+        // which joins the shards before.
+        register(&registry, ptr, len)?;
+        let hub = Arc::new(Hub::new());
+        let counts = Arc::new(Counts::default());
+        let watchdog =
+            Watchdog::start(&[config.store_deadline, config.load_deadline, config.lookup_deadline], counts.clone());
+        let watchdog = watchdog.map_err(|e| {
+            Error::io("spawn", "(deadline thread)", nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0)))
+        })?;
+        let core = Arc::new(Core {
+            mailboxes: (0..config.shards).map(|_| Mailbox::new()).collect::<Result<_>>()?,
+            ledger: Ledger::new(config.capacity_bytes),
+            index: Arc::new(Index::new(hub.clone())),
+            hub,
+            recovery: Recovery::default(),
+            counts,
+            registry,
+            pool,
+            shard_status: Mutex::new(Vec::new()),
+            closing: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            queued: Arc::new(AtomicUsize::new(0)),
+            deferred: Mutex::default(),
+            volume,
+            config,
+        });
+        let mut engine = Self {
+            shards: Vec::new(),
+            scan: None,
+            asker: Asker::default(),
+            watchdog,
+            store_fd: Arc::new(CompletionFd::new()?),
+            lookup_fd: Arc::new(CompletionFd::new()?),
+            load_fd: Arc::new(CompletionFd::new()?),
+            tickets: AtomicU64::new(1),
+            core,
+        };
+        engine.start_shards()?;
+        Ok(engine)
+    }
+
+    fn start_shards(&mut self) -> Result<()> {
+        let cpus = if self.core.config.pin_shards { usable_cpus() } else { Vec::new() };
+        for me in 0..self.core.config.shards {
+            // From the last CPU on: the first ones usually serve interrupts.
+            let cpu = (!cpus.is_empty()).then(|| cpus[cpus.len() - 1 - me % cpus.len()]);
+            let (sender, receiver) = crossbeam::channel::bounded(1);
+            let core = self.core.clone();
+            self.shards.push(spawn(&format!("saltern-shard-{me}"), move || {
+                let pinned = cpu.filter(|cpu| pin_to(*cpu));
+                match Shard::new(core, me) {
+                    Ok(mut shard) => {
+                        let _ = sender.send(Ok(ShardStatus {
+                            cpu: pinned.map(|cpu| cpu as u32),
+                            ring: shard.ring().features().to_vec(),
+                            fixed_buffers: shard.ring().buffers().means(),
+                            is_running: true,
+                        }));
+                        if let Err(error) = shard.run() {
+                            tracing::error!(%error, me, "a shard failed");
+                        }
+                    }
+                    Err(error) => drop(sender.send(Err(error))),
+                }
+            })?);
+            let status = receiver.recv().unwrap_or(Err(Error::ShardFailed))?;
+            self.core.shard_status.lock().push(status);
+        }
+        Ok(())
+    }
+
+    /// Blocks until the scan of the directory is over, and says what it found.
+    pub fn wait_recovered(&self) -> RecoveryReport {
+        self.core.recovery.wait()
+    }
+
+    fn open_batch<R: Report>(
+        &self,
+        report: R,
+        count: usize,
+        line: usize,
+        signal: Signal,
+    ) -> (Ticket<R>, Vec<crate::ticket::Part<R>>) {
+        let (ticket, parts, batch) = open_batch(self.next_id(), report, count, signal);
+        if count > 0 {
+            self.watchdog.watch(line, batch);
+        }
+        (ticket, parts)
+    }
+
+    fn next_id(&self) -> u64 {
+        self.tickets.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Wakes each shard that got something.
+    fn ring(&self, touched: u64) {
+        for (number, mailbox) in self.core.mailboxes.iter().enumerate() {
+            if touched & (1 << number) != 0 {
+                mailbox.ring();
+            }
+        }
+    }
+
+    /// Stores objects. The first store of a key wins: storing it again is a success with 0 new bytes, and two stores of one
+    /// key in flight become one. An object that does not fit is refused as [`Error::Full`] before any I/O.
+    ///
+    /// Returns at once; the buffers come back with the results.
+    pub fn store(&self, batch: Vec<(ObjectKey, Buffer)>) -> Ticket<StoreReport> {
+        let count = batch.len();
+        let (ticket, parts) = self.open_batch(StoreReport::open(count), count, LINE_STORE, Signal::to(&self.store_fd));
+        let core = &self.core;
+        let mut admitted = core.admit(count);
+        // While the scan runs, what is used is not known: stores under a capacity wait for it.
+        let recovered = core.recovery.is_complete();
+        let defer = !recovered && core.config.capacity_bytes.is_some();
+        let mut touched = 0;
+        for ((key, buffer), part) in batch.into_iter().zip(parts) {
+            let queued = match &mut admitted {
+                Ok(place) => place(),
+                Err(error) => {
+                    part.answer((Err(error.clone()), Some(buffer)));
+                    continue;
+                }
+            };
+            let bytes = buffer.len() as u64;
+            let limit = core.config.max_object_bytes;
+            let name = if bytes > limit {
+                Err(Error::TooLarge { bytes, limit })
+            } else {
+                core.config.layout.encode(&key).map_err(Error::from)
+            };
+            let name = match name {
+                Ok(name) => name,
+                Err(error) => {
+                    core.counts.store_errors.add(1);
+                    part.answer((Err(error), Some(buffer)));
+                    continue;
+                }
+            };
+            let keyed = core.index.keyed(&key, &core.ledger);
+            let mut claimed = false;
+            if !defer {
+                match core.index.begin_store(&keyed) {
+                    BeginStore::Present => {
+                        core.counts.restores.add(1);
+                        part.answer((Ok(0), Some(buffer)));
+                        continue;
+                    }
+                    BeginStore::Busy => {}
+                    BeginStore::New => {
+                        if let Err(room) = core.ledger.reserve(keyed.salt, bytes) {
+                            core.index.abort_store(&keyed);
+                            part.answer((Err(core.full(bytes, room)), Some(buffer)));
+                            // Stores that met the claim meanwhile are waiting for it at the key's home.
+                            let home = core.home(&keyed);
+                            core.mailboxes[home].push(Command::Released(keyed));
+                            touched |= 1 << home;
+                            continue;
+                        }
+                        claimed = true;
+                    }
+                }
+            }
+            let home = core.home(&keyed);
+            let op = StoreOp { keyed, name, buffer, part, claimed, ask_disk: !recovered, _queued: queued };
+            if defer {
+                core.deferred.lock().push(op);
+            } else {
+                core.mailboxes[home].push(Command::Store(op));
+                touched |= 1 << home;
+            }
+        }
+        if defer && core.recovery.is_over() {
+            // The scan ended while these were being put aside: nobody else will release them.
+            core.release_deferred();
+        }
+        self.ring(touched);
+        ticket
+    }
+
+    /// Looks keys up, and pins what is found: until `unpin`, or until the lease ends, it is not deleted.
+    ///
+    /// Answers from memory, without waiting behind I/O; while the scan runs, keys that the index lacks are asked of the
+    /// disk. A key that has no valid file name is a miss.
+    pub fn lookup_and_pin(&self, keys: &[ObjectKey]) -> Ticket<LookupReport> {
+        let core = &self.core;
+        // Before the index is asked: what it lacks after the scan does not exist.
+        let recovered = core.recovery.is_complete();
+        let sizes = core.index.lookup_and_pin(keys, core.config.pin_lease);
+        let hits = sizes.iter().flatten().count();
+        if recovered || hits == keys.len() || core.closing.load(Ordering::Acquire) {
+            core.count_lookups(&sizes);
+            Signal::to(&self.lookup_fd).raise();
+            return Ticket::ready(self.next_id(), LookupReport { sizes });
+        }
+        self.ask(keys, sizes)
+    }
+
+    /// The slow way of a lookup: some keys have to be asked of the disk.
+    fn ask(&self, keys: &[ObjectKey], sizes: Vec<Option<u64>>) -> Ticket<LookupReport> {
+        let core = &self.core;
+        let report = LookupReport { sizes: vec![None; keys.len()] };
+        let (ticket, parts) = self.open_batch(report, keys.len(), LINE_LOOKUP, Signal::to(&self.lookup_fd));
+        let mut admitted = core.admit(keys.len()).ok();
+        for ((key, size), part) in keys.iter().zip(sizes).zip(parts) {
+            match (size, &mut admitted) {
+                (None, Some(place)) => {
+                    let ask = Ask { key: key.clone(), part, _queued: place() };
+                    if let Err(error) = self.asker.ask(core, ask) {
+                        tracing::error!(%error, "a lookup could not be handed to its thread; it is a miss");
+                    }
+                }
+                (size, place) => {
+                    drop(place.as_mut().map(|place| place()));
+                    core.count_lookups(&[size]);
+                    part.answer(size);
+                }
+            }
+        }
+        ticket
+    }
+
+    /// Loads objects into the buffers. A buffer has to be as long as the object (see also
+    /// [`Config::padding_bytes`]); nothing is written past its end.
+    ///
+    /// Returns at once; the buffers come back with the results.
+    pub fn load(&self, batch: Vec<(ObjectKey, Buffer)>) -> Ticket<LoadReport> {
+        let count = batch.len();
+        let (ticket, parts) = self.open_batch(LoadReport::open(count), count, LINE_LOAD, Signal::to(&self.load_fd));
+        let core = &self.core;
+        let mut admitted = core.admit(count);
+        let mut touched = 0;
+        for ((key, buffer), part) in batch.into_iter().zip(parts) {
+            let place = admitted.as_mut().map_err(|error| error.clone()).map(|place| place());
+            let name = core.config.layout.encode(&key).map_err(Error::from);
+            match place.and_then(|queued| Ok((queued, name?))) {
+                Ok((_queued, name)) => {
+                    let keyed = core.index.keyed(&key, &core.ledger);
+                    let home = core.home(&keyed);
+                    core.mailboxes[home].push(Command::Load(LoadOp { keyed, name, buffer, part, _queued }));
+                    touched |= 1 << home;
+                }
+                Err(error) => {
+                    core.counts.load_errors.add(1);
+                    part.answer((Err(error), Some(buffer)));
+                }
+            }
+        }
+        self.ring(touched);
+        ticket
+    }
+
+    /// Releases one pin of each key; gives how many pins were released. Does not block.
+    ///
+    /// Pins are counted by key, not by owner: a client that unpins after its lease has ended may release the pin of another
+    /// client that came since. Nothing wrong is ever loaded because of it; the object may be deleted early.
+    pub fn unpin(&self, keys: &[ObjectKey]) -> usize {
+        self.core.index.unpin(keys)
+    }
+
+    /// Deletes objects. What is pinned or being loaded is refused ([`Error::Pinned`]). Returns at once.
+    ///
+    /// A delete is not synced: after a power cut the object may be back.
+    pub fn delete(&self, keys: &[ObjectKey]) -> Ticket<DeleteReport> {
+        let (ticket, parts) = self.open_batch(DeleteReport::open(keys.len()), keys.len(), LINE_LOAD, Signal::none());
+        let core = &self.core;
+        let mut admitted = core.admit(keys.len());
+        let mut touched = 0;
+        for (key, part) in keys.iter().zip(parts) {
+            let place = admitted.as_mut().map_err(|error| error.clone()).map(|place| place());
+            let name = core.config.layout.encode(key).map_err(Error::from);
+            match place.and_then(|queued| Ok((queued, name?))) {
+                Ok((_queued, name)) => {
+                    let keyed = core.index.keyed(key, &core.ledger);
+                    let home = core.home(&keyed);
+                    core.mailboxes[home].push(Command::Delete(DeleteOp { keyed, name, part, _queued }));
+                    touched |= 1 << home;
+                }
+                Err(error) => drop(part.answer(Err(error))),
+            }
+        }
+        self.ring(touched);
+        ticket
+    }
+
+    /// Bytes in use, in total and by salt.
+    pub fn usage(&self) -> AdapterUsage {
+        self.core.ledger.usage()
+    }
+
+    /// What the engine says of itself. Makes a system call or two.
+    pub fn status(&self) -> Status {
+        let core = &self.core;
+        let (used_bytes, reserved_bytes) = core.ledger.totals();
+        let mut shards = core.shard_status.lock().clone();
+        let mut problems = Vec::new();
+        for (number, (status, thread)) in shards.iter_mut().zip(&self.shards).enumerate() {
+            status.is_running = !thread.is_finished();
+            if !status.is_running {
+                problems.push(format!("shard {number} has failed; close the engine and open it again"));
+            }
+        }
+        if !core.volume.is_in_place() {
+            problems.push(format!("{} is not the directory that was opened", core.volume.path().display()));
+        }
+        if let Some(RecoveryReport { error: Some(error), .. }) = core.recovery.peek() {
+            problems.push(format!("the scan ended early: {error}"));
+        }
+        Status {
+            is_healthy: problems.is_empty(),
+            problems,
+            volume: core.volume.status(),
+            layout: core.config.layout,
+            durability: core.config.durability,
+            recovered: core.recovery.is_complete(),
+            objects: core.index.objects(),
+            used_bytes,
+            reserved_bytes,
+            capacity_bytes: core.ledger.capacity_bytes(),
+            salts: core.ledger.salts(),
+            queued_objects: core.queued.load(Ordering::Relaxed) as u64,
+            shards,
+            pool: core.pool.status(),
+            counters: core.counts.snapshot(core.ledger.underflows()),
+        }
+    }
+
+    /// Tells a listener of every change from now on, after a replay of all objects that there are, the least recently used
+    /// first. Before the scan is complete, the replay waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when no thread can be had.
+    pub fn subscribe(&self, listener: Arc<dyn Listener>) -> Result<()> {
+        self.core.hub.subscribe(&self.core.index, listener)
+    }
+
+    /// An eventfd that becomes readable when tickets of this class complete: its counter grows by one for each. The three
+    /// are distinct, live as long as the engine, and work with poll, epoll and io_uring.
+    pub fn event_fd(&self, class: Class) -> BorrowedFd<'_> {
+        match class {
+            Class::Store => self.store_fd.arm(),
+            Class::Lookup => self.lookup_fd.arm(),
+            Class::Load => self.load_fd.arm(),
+        }
+    }
+
+    /// The pool of page-aligned buffers: objects in them move without a copy.
+    pub fn pool(&self) -> &Pool {
+        &self.core.pool
+    }
+
+    /// Registers memory (a daemon's arena) with every shard's ring, so that [`Buffer::foreign`] in it costs less CPU. Where
+    /// the kernel refuses, buffers in it work all the same; `status` says so.
+    ///
+    /// # Errors
+    /// None at present; what the kernel refuses is a warning.
+    ///
+    /// # Safety
+    /// The memory stays mapped, at this address, until the engine is closed.
+    #[expect(unsafe_code, reason = "passes the caller's promise on to the registry")]
+    pub unsafe fn lend_arena(&self, ptr: *mut u8, len: usize) -> Result<()> {
+        // SAFETY: the caller keeps the memory until the engine is closed, and closing joins the shards with their rings.
+        unsafe { self.core.registry.add(ptr, len) }?;
+        for mailbox in &self.core.mailboxes {
+            mailbox.push(Command::Adopt);
+            mailbox.ring();
+        }
+        Ok(())
+    }
+
+    /// Closes: I/O that has begun ends, what has not is answered with [`Error::Closed`]. Blocks until the kernel is done with
+    /// every buffer; after that, lent memory may be freed.
+    pub fn close(self) {
+        drop(self);
+    }
+
+    fn shut_down(&mut self) {
+        let core = &self.core;
+        core.closing.store(true, Ordering::Release);
+        core.recovery.stop.store(true, Ordering::Relaxed);
+        if let Some(scan) = self.scan.take() {
+            let _ = scan.join();
+        }
+        core.release_deferred();
+        for mailbox in &core.mailboxes {
+            mailbox.push(Command::Close);
+            mailbox.ring();
+        }
+        for shard in self.shards.drain(..) {
+            if shard.join().is_err() {
+                tracing::error!("a shard had panicked");
+            }
+        }
+        self.asker.close();
+        self.core.hub.close();
+        self.watchdog.stop();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("dir", &self.core.volume.path()).finish_non_exhaustive()
+    }
+}
+
+#[expect(unsafe_code, reason = "the engine vouches for its own pool")]
+fn register(registry: &BufferRegistry, ptr: *mut u8, len: usize) -> Result<()> {
+    // SAFETY: the pool is mapped until `Core` is dropped, which the shards' threads hold for as long as their rings live.
+    unsafe { registry.add(ptr, len) }
+}
+
+fn usable_cpus() -> Vec<usize> {
+    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
+    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
+}
+
+fn pin_to(cpu: usize) -> bool {
+    let mut set = CpuSet::new();
+    set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)).is_ok()
+}

@@ -1,0 +1,155 @@
+//! The one error type of the engine. Every variant says what happened, to what, and what to do next.
+
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use thiserror::Error;
+
+use crate::key::KeyError;
+use crate::layout::NameError;
+
+/// What can go wrong, when opening an engine or for one key of a batch.
+///
+/// Errors are cheap to clone: two stores of one key that became one share the outcome.
+#[derive(Debug, Clone, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A configuration value is not usable.
+    #[error("configuration: {option}: {reason}")]
+    Config {
+        /// Name of the field in [`crate::Config`].
+        option: &'static str,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
+    /// The kernel or the sandbox does not give io_uring as the engine needs it.
+    #[error("io_uring is not usable: {cause}; {remedy}")]
+    RingUnavailable {
+        /// What the kernel said.
+        cause: String,
+        /// What to set or to install.
+        remedy: &'static str,
+    },
+    /// Another engine owns the directory.
+    #[error("{dir} is owned by {owner}; close that engine first, or choose another directory")]
+    VolumeOwned {
+        /// The volume's directory.
+        dir: PathBuf,
+        /// The owner as its lock file names it, for example `pid 4711`.
+        owner: String,
+    },
+    /// The parts do not make a key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The key has no file name in the volume's layout.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// Storing the object would pass the capacity, or the disk has no room. Delete or evict, then try again.
+    #[error("full: {needed} bytes needed, {free} of {capacity} free; delete or evict objects first")]
+    Full {
+        /// Bytes that the object needs.
+        needed: u64,
+        /// Bytes that were free at that moment.
+        free: u64,
+        /// The limit: the configured capacity, or the disk's size.
+        capacity: u64,
+    },
+    /// The object is larger than the engine takes; it will never fit.
+    #[error("object of {bytes} bytes is larger than max_object_bytes ({limit})")]
+    TooLarge {
+        /// Size of the object.
+        bytes: u64,
+        /// [`crate::Config::max_object_bytes`].
+        limit: u64,
+    },
+    /// Too many objects are waiting; wait for tickets, then try again.
+    #[error("{limit} objects are queued already (max_queued_objects); wait for tickets to complete")]
+    QueueFull {
+        /// [`crate::Config::max_queued_objects`].
+        limit: usize,
+    },
+    /// The pool has no contiguous room. Drop buffers, ask for less, or configure a larger pool.
+    #[error("no {bytes} contiguous bytes left in the buffer pool of {pool_bytes}; drop buffers or raise pool_bytes")]
+    PoolExhausted {
+        /// Bytes asked for.
+        bytes: usize,
+        /// Size of the pool.
+        pool_bytes: usize,
+    },
+    /// There is no such object (a miss).
+    #[error("no such object")]
+    NotFound,
+    /// The object is pinned by lookups, or being loaded, and was not deleted.
+    #[error("in use: {pins} pins, {loads} loads in flight; unpin it, or wait for the lease to expire")]
+    Pinned {
+        /// Live pins.
+        pins: u32,
+        /// Loads in flight.
+        loads: u32,
+    },
+    /// The buffer does not fit the object. Nothing was written into the buffer.
+    #[error("the object has {object_bytes} bytes, the buffer {buffer_bytes}")]
+    WrongSize {
+        /// Size of the object.
+        object_bytes: u64,
+        /// Size of the buffer.
+        buffer_bytes: u64,
+    },
+    /// The file is not what the index knows: it was cut, grown or replaced by someone else.
+    #[error("{path}: {found} bytes on disk, {expected} expected; the object is treated as a miss")]
+    Damaged {
+        /// Path relative to the volume.
+        path: String,
+        /// Bytes that the index has.
+        expected: u64,
+        /// Bytes that were found.
+        found: u64,
+    },
+    /// A system call failed.
+    #[error("{op} {path}: {}", errno.desc())]
+    Io {
+        /// The call.
+        op: &'static str,
+        /// What it was called on.
+        path: PathBuf,
+        /// What it answered.
+        errno: Errno,
+    },
+    /// The deadline passed. I/O that the kernel still has in hand keeps its buffers until it ends.
+    #[error("not done within {deadline_ms} ms")]
+    TimedOut {
+        /// The configured deadline in milliseconds.
+        deadline_ms: u64,
+    },
+    /// The keys and the buffers given to one call differ in number; nothing was done.
+    #[error("{keys} keys but {buffers} buffers in one call; nothing was done")]
+    LengthMismatch {
+        /// Number of keys.
+        keys: usize,
+        /// Number of buffers.
+        buffers: usize,
+    },
+    /// The engine is closed or closing.
+    #[error("the engine is closed")]
+    Closed,
+    /// A shard's thread ended by a panic; the engine is unhealthy. Close and reopen it.
+    #[error("a shard failed; close the engine and open it again")]
+    ShardFailed,
+}
+
+impl Error {
+    pub(crate) fn io(op: &'static str, path: impl Into<PathBuf>, errno: Errno) -> Self {
+        Self::Io { op, path: path.into(), errno }
+    }
+
+    /// The kernel's error number, where there is one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Io { errno, .. } => Some(*errno as i32),
+            _ => None,
+        }
+    }
+}
+
+/// Shorthand for results of the engine.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,458 @@
+//! What the volume holds: key to size, state, pins and order of use. In memory, shared by all threads, no I/O.
+//!
+//! Partitioned by hash; each partition has a lock that is held for a few memory accesses. State changes of one key come
+//! from its home shard alone, except for `begin_store`, lookups and unpins, which callers do on their own threads.
+//! Each change that listeners hear of enters the event queue under the partition's lock.
+//!
+//! ```text
+//! absent --begin_store--> Storing --commit_store--> Present --begin_delete/doom--> Doomed --end_delete--> absent
+//!            (abort_store: back to absent)              ^--insert_recovered (scan, or a look at the disk)
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam::utils::CachePadded;
+use hashbrown::HashTable;
+use parking_lot::{Mutex, MutexGuard, RwLock};
+
+use crate::error::{Error, Result};
+use crate::events::{Event, EventKind, Hub};
+use crate::key::{ChunkHash, ObjectKey, Scope};
+use crate::ledger::{Ledger, SaltId};
+
+/// Locks of the index; enough that callers and shards rarely meet. A power of two.
+const PARTITIONS: usize = 64;
+
+/// Which bits of a hash say what: hashbrown takes the lowest for the bucket and the top 7 for its tags, so the
+/// partition and the home shard are read from between.
+const PARTITION_SHIFT: u32 = 40;
+const HOME_SHIFT: u32 = 46;
+
+/// Unit of leases. 32 bits of it compare correctly over 248 days.
+const LEASE_TICK: Duration = Duration::from_millis(10);
+
+/// A key as the index addresses it: resolved once when it enters the engine, then carried along.
+#[derive(Debug, Clone)]
+pub(crate) struct Keyed {
+    pub(crate) key: ObjectKey,
+    pub(crate) salt: SaltId,
+    hash: u64,
+    scope: u32,
+}
+
+impl Keyed {
+    /// Which of `shards` this key belongs to.
+    pub(crate) fn home(&self, shards: usize) -> usize {
+        (self.hash >> HOME_SHIFT) as usize % shards
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Storing,
+    Present,
+    /// On its way out: answers nothing, and goes when the last load has ended.
+    Doomed,
+}
+
+struct Entry {
+    hash: u64,
+    chunk: ChunkHash,
+    bytes: u64,
+    /// Last use, in nanoseconds since 1970; the file's time where it was recovered.
+    used_ns: u64,
+    scope: u32,
+    pins: u32,
+    lease: u32,
+    loads: u16,
+    state: State,
+    recovered: bool,
+}
+
+const _: () = assert!(size_of::<Entry>() <= 88, "an entry is paid a million times");
+
+#[derive(Default)]
+struct Partition {
+    table: HashTable<u32>,
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    /// Changes with every removal, so that what was seen on disk before it is not entered after it.
+    epoch: u64,
+}
+
+impl Partition {
+    fn find(&self, hash: u64, scope: u32, chunk: &ChunkHash) -> Option<u32> {
+        let entries = &self.entries;
+        self.table
+            .find(hash, |slot| {
+                let entry = &entries[*slot as usize];
+                entry.hash == hash && entry.scope == scope && entry.chunk == *chunk
+            })
+            .copied()
+    }
+
+    fn get(&mut self, keyed: &Keyed) -> Option<&mut Entry> {
+        let slot = self.find(keyed.hash, keyed.scope, keyed.key.chunk_hash())?;
+        Some(&mut self.entries[slot as usize])
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        let hash = entry.hash;
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.entries[slot as usize] = entry;
+                slot
+            }
+            None => {
+                if self.entries.len() == self.entries.capacity() {
+                    // An eighth instead of double: a million entries are held, not copied often.
+                    self.entries.reserve_exact((self.entries.len() / 8).max(64));
+                }
+                self.entries.push(entry);
+                (self.entries.len() - 1) as u32
+            }
+        };
+        let entries = &self.entries;
+        self.table.insert_unique(hash, slot, |slot| entries[*slot as usize].hash);
+    }
+
+    fn remove(&mut self, keyed: &Keyed) -> Option<(u64, bool)> {
+        let slot = self.find(keyed.hash, keyed.scope, keyed.key.chunk_hash())?;
+        if let Ok(found) = self.table.find_entry(keyed.hash, |other| *other == slot) {
+            found.remove();
+        }
+        self.free.push(slot);
+        self.epoch += 1;
+        let entry = &self.entries[slot as usize];
+        Some((entry.bytes, entry.state == State::Doomed))
+    }
+}
+
+/// A scope, and the number that the ledger gave its salt.
+struct Known {
+    scope: Arc<Scope>,
+    salt: SaltId,
+}
+
+/// The index. Thread-safe; no call blocks for longer than a few memory accesses, `lock_all` excepted.
+pub(crate) struct Index {
+    partitions: Box<[CachePadded<Mutex<Partition>>]>,
+    scopes: boxcar::Vec<Known>,
+    scope_ids: RwLock<HashTable<u32>>,
+    objects: AtomicU64,
+    hub: Arc<Hub>,
+    start: Instant,
+}
+
+/// What a store meets.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum BeginStore {
+    /// The key is this store's now.
+    New,
+    /// There is an object already.
+    Present,
+    /// Another store, or a removal, of this key is under way.
+    Busy,
+}
+
+/// What became of an object seen on disk.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Entered {
+    /// It is in the index now.
+    New,
+    /// The key was there already.
+    Known,
+    /// Something was removed meanwhile: look at the disk again.
+    Stale,
+}
+
+/// How an object looked on disk, at a moment of its partition.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Epoch(u64);
+
+impl Index {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        Self {
+            partitions: (0..PARTITIONS).map(|_| CachePadded::default()).collect(),
+            scopes: boxcar::Vec::new(),
+            scope_ids: RwLock::default(),
+            objects: AtomicU64::new(0),
+            hub,
+            start: Instant::now(),
+        }
+    }
+
+    fn partition(&self, hash: u64) -> MutexGuard<'_, Partition> {
+        self.partitions[(hash >> PARTITION_SHIFT) as usize % PARTITIONS].lock()
+    }
+
+    fn scope_id(&self, scope: &Arc<Scope>) -> Option<u32> {
+        let same = |id: &u32| self.scopes.get(*id as usize).is_some_and(|known| known.scope == *scope);
+        self.scope_ids.read().find(scope.hash64(), same).copied()
+    }
+
+    /// Resolves a key, entering its scope on first sight.
+    pub(crate) fn keyed(&self, key: &ObjectKey, ledger: &Ledger) -> Keyed {
+        let scope = self.scope_id(key.scope()).unwrap_or_else(|| {
+            let salt = ledger.salt(key.cache_salt());
+            let mut ids = self.scope_ids.write();
+            let same = |id: &u32| self.scopes.get(*id as usize).is_some_and(|known| known.scope == *key.scope());
+            ids.find(key.scope().hash64(), same).copied().unwrap_or_else(|| {
+                let id = self.scopes.push(Known { scope: key.scope().clone(), salt }) as u32;
+                let rehash = |id: &u32| self.scopes.get(*id as usize).map_or(0, |known| known.scope.hash64());
+                ids.insert_unique(key.scope().hash64(), id, rehash);
+                id
+            })
+        });
+        let known = &self.scopes[scope as usize];
+        Keyed {
+            // The known scope, so that all keys of it share one.
+            key: ObjectKey::from_parts(known.scope.clone(), key.chunk_hash().clone()),
+            salt: known.salt,
+            hash: key.chunk_hash().hash64(key.scope().hash64()),
+            scope,
+        }
+    }
+
+    fn now_ticks(&self) -> u32 {
+        (self.start.elapsed().as_millis() / LEASE_TICK.as_millis()) as u32
+    }
+
+    /// Looks keys up and pins those found for `lease`. Gives each key's size, in order.
+    pub(crate) fn lookup_and_pin(&self, keys: &[ObjectKey], lease: Duration) -> Vec<Option<u64>> {
+        let now = self.now_ticks();
+        let until = now.wrapping_add((lease.as_millis() / LEASE_TICK.as_millis()) as u32).wrapping_add(1);
+        let mut scope: Option<(&Arc<Scope>, Option<u32>)> = None;
+        keys.iter()
+            .map(|key| {
+                // Keys of one batch mostly share their scope: it is resolved when it changes.
+                let id = match scope {
+                    Some((last, id)) if Arc::ptr_eq(last, key.scope()) => id,
+                    _ => {
+                        let id = self.scope_id(key.scope());
+                        scope = Some((key.scope(), id));
+                        id
+                    }
+                }?;
+                let hash = key.chunk_hash().hash64(key.scope().hash64());
+                let mut partition = self.partition(hash);
+                let slot = partition.find(hash, id, key.chunk_hash())?;
+                let entry = &mut partition.entries[slot as usize];
+                if entry.state != State::Present {
+                    return None;
+                }
+                entry.pins = entry.live_pins(now).saturating_add(1);
+                entry.lease = until;
+                Some(entry.bytes)
+            })
+            .collect()
+    }
+
+    /// Releases one pin of each key; gives how many were released. A pin whose lease has expired is gone already.
+    pub(crate) fn unpin(&self, keys: &[ObjectKey]) -> usize {
+        let now = self.now_ticks();
+        let released = keys.iter().filter(|key| {
+            let Some(scope) = self.scope_id(key.scope()) else { return false };
+            let hash = key.chunk_hash().hash64(key.scope().hash64());
+            let mut partition = self.partition(hash);
+            let Some(slot) = partition.find(hash, scope, key.chunk_hash()) else { return false };
+            let entry = &mut partition.entries[slot as usize];
+            let pins = entry.live_pins(now);
+            entry.pins = pins.saturating_sub(1);
+            pins > 0
+        });
+        released.count()
+    }
+
+    /// Claims the key for a store. A store of an object that is there counts as a use of it.
+    pub(crate) fn begin_store(&self, keyed: &Keyed) -> BeginStore {
+        let mut partition = self.partition(keyed.hash);
+        if let Some(entry) = partition.get(keyed) {
+            if entry.state != State::Present {
+                return BeginStore::Busy;
+            }
+            entry.used_ns = now_ns();
+            self.hub.push(EventKind::Accessed, entry.bytes, || keyed.key.clone());
+            return BeginStore::Present;
+        }
+        partition.insert(Entry {
+            hash: keyed.hash,
+            chunk: keyed.key.chunk_hash().clone(),
+            bytes: 0,
+            used_ns: 0,
+            scope: keyed.scope,
+            pins: 0,
+            lease: 0,
+            loads: 0,
+            state: State::Storing,
+            recovered: false,
+        });
+        BeginStore::New
+    }
+
+    /// The object is published: from now on it is found.
+    pub(crate) fn commit_store(&self, keyed: &Keyed, bytes: u64) {
+        self.publish(keyed, bytes, now_ns(), EventKind::Stored);
+    }
+
+    /// The key that a store had claimed turned out to be on disk already.
+    pub(crate) fn commit_as_recovered(&self, keyed: &Keyed, bytes: u64, used_ns: u64) {
+        self.publish(keyed, bytes, used_ns, EventKind::Recovered);
+    }
+
+    fn publish(&self, keyed: &Keyed, bytes: u64, used_ns: u64, kind: EventKind) {
+        let mut partition = self.partition(keyed.hash);
+        let entry = partition.get(keyed).expect("a store's claim stays until it is committed or given up");
+        assert_eq!(entry.state, State::Storing, "only the claim's owner ends it");
+        (entry.bytes, entry.used_ns, entry.state) = (bytes, used_ns, State::Present);
+        entry.recovered = kind == EventKind::Recovered;
+        self.objects.fetch_add(1, Ordering::Relaxed);
+        self.hub.push(kind, bytes, || keyed.key.clone());
+    }
+
+    /// Gives the claim of a store up.
+    pub(crate) fn abort_store(&self, keyed: &Keyed) {
+        self.partition(keyed.hash).remove(keyed);
+    }
+
+    /// The size of the object, which stays until `end_load`; `None` is a miss.
+    pub(crate) fn begin_load(&self, keyed: &Keyed) -> Option<u64> {
+        let mut partition = self.partition(keyed.hash);
+        let entry = partition.get(keyed).filter(|entry| entry.state == State::Present)?;
+        entry.loads = entry.loads.checked_add(1)?;
+        Some(entry.bytes)
+    }
+
+    /// Ends a load. True when the object is doomed and this was its last load: the caller removes it.
+    pub(crate) fn end_load(&self, keyed: &Keyed, used: bool) -> bool {
+        let mut partition = self.partition(keyed.hash);
+        let Some(entry) = partition.get(keyed) else { return false };
+        entry.loads -= 1;
+        if used && entry.state == State::Present {
+            entry.used_ns = now_ns();
+            self.hub.push(EventKind::Accessed, entry.bytes, || keyed.key.clone());
+        }
+        entry.state == State::Doomed && entry.loads == 0
+    }
+
+    /// Marks an object as gone, whoever has pinned it: its file has vanished or is damaged. Called during a load.
+    pub(crate) fn doom(&self, keyed: &Keyed) {
+        if let Some(entry) = self.partition(keyed.hash).get(keyed).filter(|entry| entry.state == State::Present) {
+            entry.state = State::Doomed;
+        }
+    }
+
+    /// Takes an object out of sight, to be deleted; gives its size.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and [`Error::Pinned`] when it is pinned or being loaded.
+    pub(crate) fn begin_delete(&self, keyed: &Keyed) -> Result<u64> {
+        let now = self.now_ticks();
+        let mut partition = self.partition(keyed.hash);
+        let entry = partition.get(keyed).filter(|entry| entry.state == State::Present).ok_or(Error::NotFound)?;
+        let (pins, loads) = (entry.live_pins(now), u32::from(entry.loads));
+        if pins > 0 || loads > 0 {
+            return Err(Error::Pinned { pins, loads });
+        }
+        entry.state = State::Doomed;
+        Ok(entry.bytes)
+    }
+
+    /// The file is gone: the entry goes too. Gives its size.
+    pub(crate) fn end_delete(&self, keyed: &Keyed) -> Option<u64> {
+        let mut partition = self.partition(keyed.hash);
+        let (bytes, doomed) = partition.remove(keyed)?;
+        assert!(doomed, "only what was taken out of sight is removed");
+        self.objects.fetch_sub(1, Ordering::Relaxed);
+        self.hub.push(EventKind::Deleted, bytes, || keyed.key.clone());
+        Some(bytes)
+    }
+
+    /// The file could not be removed: the object is back.
+    pub(crate) fn abort_delete(&self, keyed: &Keyed) {
+        if let Some(entry) = self.partition(keyed.hash).get(keyed) {
+            entry.state = State::Present;
+        }
+    }
+
+    /// To be taken before the disk is looked at, for `insert_recovered`.
+    pub(crate) fn epoch(&self, keyed: &Keyed) -> Epoch {
+        Epoch(self.partition(keyed.hash).epoch)
+    }
+
+    /// Enters an object that was seen on disk.
+    pub(crate) fn insert_recovered(&self, keyed: &Keyed, bytes: u64, used_ns: u64, seen: Epoch) -> Entered {
+        let mut partition = self.partition(keyed.hash);
+        if partition.get(keyed).is_some() {
+            return Entered::Known;
+        }
+        if partition.epoch != seen.0 {
+            return Entered::Stale;
+        }
+        partition.insert(Entry {
+            hash: keyed.hash,
+            chunk: keyed.key.chunk_hash().clone(),
+            bytes,
+            used_ns,
+            scope: keyed.scope,
+            pins: 0,
+            lease: 0,
+            loads: 0,
+            state: State::Present,
+            recovered: true,
+        });
+        self.objects.fetch_add(1, Ordering::Relaxed);
+        self.hub.push(EventKind::Recovered, bytes, || keyed.key.clone());
+        Entered::New
+    }
+
+    /// Number of objects.
+    pub(crate) fn objects(&self) -> u64 {
+        self.objects.load(Ordering::Relaxed)
+    }
+
+    /// Stops all changes, for an exact snapshot.
+    pub(crate) fn lock_all(&self) -> Locked<'_> {
+        Locked { index: self, partitions: self.partitions.iter().map(|partition| partition.lock()).collect() }
+    }
+}
+
+impl Entry {
+    fn live_pins(&self, now: u32) -> u32 {
+        if self.lease.wrapping_sub(now) as i32 > 0 { self.pins } else { 0 }
+    }
+}
+
+/// The whole index, held still.
+pub(crate) struct Locked<'a> {
+    index: &'a Index,
+    partitions: Vec<MutexGuard<'a, Partition>>,
+}
+
+impl Locked<'_> {
+    /// Every object as an event, the least recently used first.
+    pub(crate) fn snapshot(&self) -> Vec<Event> {
+        let mut present: Vec<(u64, Event)> = Vec::with_capacity(self.index.objects() as usize);
+        for partition in &self.partitions {
+            for slot in &partition.table {
+                let entry = &partition.entries[*slot as usize];
+                // What is doomed was announced, and its deletion will be.
+                if entry.state == State::Storing {
+                    continue;
+                }
+                let kind = if entry.recovered { EventKind::Recovered } else { EventKind::Stored };
+                let scope = self.index.scopes[entry.scope as usize].scope.clone();
+                let key = ObjectKey::from_parts(scope, entry.chunk.clone());
+                present.push((entry.used_ns, Event { kind, key, bytes: entry.bytes }));
+            }
+        }
+        present.sort_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.key.chunk_hash().cmp(y.key.chunk_hash())));
+        present.into_iter().map(|(_, event)| event).collect()
+    }
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}

@@ -1,0 +1,415 @@
+//! A shard: one pinned thread with one ring, which does all I/O of the keys that belong to it.
+//!
+//! ```text
+//! mailbox -> waiting -> active (file open) -> pieces in the ring -> finished -> ledger, then answers
+//! ```
+//!
+//! Loads go before stores at every step; stores keep a share of the ring, so that neither starves. Cheap metadata calls
+//! (open, rename, unlink) are made inline. The thread sleeps in the ring, and callers wake it through its mailbox.
+//!
+//! Stop: `Close` fails what waits, lets what is active end, and leaves. On a panic everything that is unanswered
+//! is answered with an error (see [`Part`](crate::ticket::Part)), and the ring waits for its requests before memory is freed.
+
+mod delete;
+mod load;
+mod mailbox;
+mod store;
+mod transfer;
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use nix::errno::Errno;
+use slab::Slab;
+
+use crate::config::{BOUNCE_BUFFERS, Durability};
+use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::key::ObjectKey;
+use crate::ledger::Deltas;
+use crate::mem::{Buffer, IoBuffer};
+use crate::report::{DeleteReport, LoadReport, StoreReport};
+use crate::ring::{Completion, Op, Request, Ring, Wait};
+use crate::ticket::Part;
+use load::ActiveLoad;
+pub(crate) use mailbox::{Command, DeleteOp, LoadOp, Mailbox, StoreOp};
+use store::ActiveStore;
+use transfer::{Grid, Piece, Transfer};
+
+/// New files made in one turn of the loop: a create takes tens of microseconds, for which loads would wait.
+const STORE_STARTS_PER_TURN: usize = 4;
+
+/// The share of the ring that stores keep while loads are waiting: one part of this many.
+const STORE_SHARE: usize = 8;
+
+/// An object whose file is open.
+enum Active {
+    Load(ActiveLoad),
+    Store(ActiveStore),
+}
+
+impl Active {
+    fn transfer(&mut self) -> &mut Transfer {
+        match self {
+            Self::Load(load) => &mut load.transfer,
+            Self::Store(store) => &mut store.transfer,
+        }
+    }
+}
+
+/// What a completion belongs to.
+enum Pending {
+    Piece {
+        active: usize,
+        piece: Piece,
+        bounce: Option<IoBuffer>,
+    },
+    /// fdatasync of an object, before it is published.
+    DataSync {
+        active: usize,
+    },
+    /// fsync of a directory, which makes these objects' names durable.
+    DirSync {
+        actives: Vec<usize>,
+    },
+}
+
+/// Which class a piece counts for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Load,
+    Store,
+}
+
+/// Work of one class.
+struct Lane {
+    /// Active objects with pieces still to be asked for, in turn.
+    ready: VecDeque<usize>,
+    active: usize,
+    bytes: usize,
+    requests: usize,
+    /// Bound of `bytes`.
+    limit: usize,
+}
+
+impl Lane {
+    fn new(limit: usize) -> Self {
+        Self { ready: VecDeque::new(), active: 0, bytes: 0, requests: 0, limit }
+    }
+
+    fn has_room(&self) -> bool {
+        self.bytes < self.limit
+    }
+}
+
+/// An answer that waits for the ledger.
+enum Answer {
+    Store(Part<StoreReport>, Result<u64>, Option<Buffer>),
+    Load(Part<LoadReport>, Result<u64>, Option<Buffer>),
+    Delete(Part<DeleteReport>, Result<u64>),
+}
+
+pub(crate) struct Shard {
+    core: Arc<Core>,
+    me: usize,
+    ring: Ring,
+    grid: Grid,
+    waiting_loads: VecDeque<LoadOp>,
+    waiting_stores: VecDeque<StoreOp>,
+    actives: Slab<Active>,
+    pending: Slab<Pending>,
+    loads: Lane,
+    stores: Lane,
+    /// Syncs that wait for room in the ring.
+    syncs: VecDeque<(usize, Op, Rc<OwnedFd>)>,
+    bounce: Vec<IoBuffer>,
+    /// Stores of keys that another store, or a removal, holds.
+    followers: HashMap<ObjectKey, Vec<StoreOp>>,
+    /// The volume's directory, for syncing it.
+    dir: Rc<OwnedFd>,
+    dir_sync_running: bool,
+    dir_sync_waiting: Vec<usize>,
+    temp_number: u64,
+    deltas: Deltas,
+    answers: Vec<Answer>,
+    closing: bool,
+}
+
+impl Shard {
+    /// Builds the shard on its own thread.
+    pub(crate) fn new(core: Arc<Core>, me: usize) -> Result<Self> {
+        let config = &core.config;
+        let volume = &core.volume;
+        let grid =
+            Grid { segment: config.segment_bytes, mem_align: volume.mem_align(), offset_align: volume.offset_align() };
+        let mut ring = Ring::new(config.depth, grid.offset_align, core.mailboxes[me].wake.clone())?;
+        ring.hold(volume.lock_fd())?;
+        ring.adopt(&core.registry);
+        let bounce = (0..BOUNCE_BUFFERS)
+            .map(|_| core.pool.alloc(config.segment_bytes).map(|buffer| IoBuffer::new(buffer.into())))
+            .collect::<Result<_>>()?;
+        let dir = Rc::new(volume.reopen()?);
+        let (loads, stores) = (Lane::new(config.load_inflight_bytes), Lane::new(config.store_inflight_bytes));
+        Ok(Self {
+            me,
+            ring,
+            grid,
+            waiting_loads: VecDeque::new(),
+            waiting_stores: VecDeque::new(),
+            actives: Slab::new(),
+            pending: Slab::new(),
+            loads,
+            stores,
+            syncs: VecDeque::new(),
+            bounce,
+            followers: HashMap::new(),
+            dir,
+            dir_sync_running: false,
+            dir_sync_waiting: Vec::new(),
+            temp_number: 0,
+            deltas: Deltas::new(),
+            answers: Vec::new(),
+            closing: false,
+            core,
+        })
+    }
+
+    pub(crate) fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// The loop; returns when the shard is closed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the ring is broken.
+    pub(crate) fn run(&mut self) -> Result<()> {
+        let mut completions = Vec::new();
+        loop {
+            self.take_commands();
+            self.start();
+            self.issue();
+            self.answer();
+            if self.closing && self.is_idle() {
+                return Ok(());
+            }
+            let wait = if self.has_startable() || !self.core.mailboxes[self.me].may_sleep() {
+                Wait::No
+            } else {
+                Wait::Forever
+            };
+            self.ring.submit(wait, |completion| completions.push(completion))?;
+            self.core.mailboxes[self.me].awake();
+            for completion in completions.drain(..) {
+                self.complete(completion);
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.actives.is_empty() && self.waiting_loads.is_empty() && self.waiting_stores.is_empty()
+    }
+
+    /// Whether a turn of the loop could start something without waiting for a completion.
+    fn has_startable(&self) -> bool {
+        let depth = self.core.config.depth;
+        (!self.waiting_loads.is_empty() && self.loads.active < depth)
+            || (!self.waiting_stores.is_empty() && self.stores.active < depth)
+    }
+
+    fn take_commands(&mut self) {
+        while let Some(command) = self.core.mailboxes[self.me].pop() {
+            match command {
+                Command::Load(op) => self.waiting_loads.push_back(op),
+                Command::Store(op) => self.take_store(op),
+                Command::Delete(op) => self.delete(op),
+                Command::Released(keyed) => self.release_followers(&keyed),
+                Command::Adopt => self.ring.adopt(&self.core.registry),
+                Command::Close => self.close(),
+            }
+        }
+    }
+
+    /// Fails what has not begun; what has, ends.
+    fn close(&mut self) {
+        self.closing = true;
+        for op in std::mem::take(&mut self.waiting_loads) {
+            self.answers.push(Answer::Load(op.part, Err(Error::Closed), Some(op.buffer)));
+        }
+        for op in std::mem::take(&mut self.waiting_stores) {
+            self.give_up_claim(&op.keyed, op.buffer.len() as u64);
+            self.answers.push(Answer::Store(op.part, Err(Error::Closed), Some(op.buffer)));
+        }
+        for op in std::mem::take(&mut self.followers).into_values().flatten() {
+            self.answers.push(Answer::Store(op.part, Err(Error::Closed), Some(op.buffer)));
+        }
+    }
+
+    /// Opens files for what waits, loads first.
+    fn start(&mut self) {
+        let depth = self.core.config.depth;
+        while self.loads.active < depth
+            && let Some(op) = self.waiting_loads.pop_front()
+        {
+            self.start_load(op);
+        }
+        let mut starts = 0;
+        while self.stores.active < depth
+            && starts < STORE_STARTS_PER_TURN
+            && let Some(op) = self.waiting_stores.pop_front()
+        {
+            self.start_store(op);
+            starts += 1;
+        }
+    }
+
+    /// Asks the kernel for pieces, as many as it may have: one of each object in turn, so that a large one does not hold
+    /// up the small ones behind it.
+    fn issue(&mut self) {
+        while self.ring.room() > 0
+            && let Some((pending, op, fd)) = self.syncs.pop_front()
+        {
+            self.push(Request { op, fd, span: None, offset: 0, token: pending });
+        }
+        let share = self.core.config.depth / STORE_SHARE;
+        while self.ring.room() > 0 {
+            let order =
+                if self.stores.requests < share { [Class::Store, Class::Load] } else { [Class::Load, Class::Store] };
+            let issued = order.into_iter().any(|class| self.issue_one(class));
+            if !issued {
+                return;
+            }
+        }
+    }
+
+    fn lane(&mut self, class: Class) -> &mut Lane {
+        match class {
+            Class::Load => &mut self.loads,
+            Class::Store => &mut self.stores,
+        }
+    }
+
+    /// One piece of one object of a class; false when none can go.
+    fn issue_one(&mut self, class: Class) -> bool {
+        for _ in 0..self.lane(class).ready.len() {
+            let lane = self.lane(class);
+            if !lane.has_room() {
+                return false;
+            }
+            let Some(active) = lane.ready.pop_front() else { return false };
+            let transfer = self.actives[active].transfer();
+            let Some(piece) = transfer.next(self.grid) else { continue };
+            if piece.bounce && self.bounce.is_empty() {
+                // Its turn comes again when a bounce buffer is back.
+                self.lane(class).ready.push_back(active);
+                continue;
+            }
+            self.issue_piece(class, active, piece);
+            return true;
+        }
+        false
+    }
+
+    fn issue_piece(&mut self, class: Class, active: usize, piece: Piece) {
+        let transfer = self.actives[active].transfer();
+        let mut bounce = None;
+        let span = if piece.bounce {
+            let buffer = self.bounce.pop().expect("checked by the caller");
+            // A direct transfer is whole blocks: what goes past the end is cut off again, or was never there.
+            let span = buffer.span(0, piece.len.next_multiple_of(self.grid.offset_align));
+            if class == Class::Store {
+                span.copy_from(&transfer.buffer.span(piece.offset, piece.len));
+                span.zero_from(piece.len);
+            }
+            bounce = Some(buffer);
+            self.core.counts.bounced_bytes.add(piece.len as u64);
+            span
+        } else {
+            transfer.buffer.span(piece.offset, piece.len)
+        };
+        transfer.issue(piece);
+        let (fd, more) = (transfer.fd.clone(), transfer.next(self.grid).is_some());
+        let lane = self.lane(class);
+        lane.bytes += piece.len;
+        lane.requests += 1;
+        if more {
+            lane.ready.push_back(active);
+        }
+        let token = self.pending.insert(Pending::Piece { active, piece, bounce });
+        let op = if class == Class::Load { Op::Read } else { Op::Write };
+        self.push(Request { op, fd, span: Some(span), offset: piece.offset as u64, token });
+    }
+
+    fn push(&mut self, request: Request) {
+        let pushed = self.ring.push(request);
+        assert!(pushed.is_ok(), "room was checked before");
+    }
+
+    /// Queues a sync; it goes before new pieces.
+    fn sync(&mut self, pending: Pending, op: Op, fd: Rc<OwnedFd>) {
+        let token = self.pending.insert(pending);
+        self.syncs.push_back((token, op, fd));
+    }
+
+    fn complete(&mut self, completion: Completion) {
+        match self.pending.remove(completion.token) {
+            Pending::Piece { active, piece, bounce } => self.end_piece(active, piece, bounce, completion.result),
+            Pending::DataSync { active } => self.data_synced(active, completion.result.map(drop)),
+            Pending::DirSync { actives } => self.dir_synced(actives, completion.result.map(drop)),
+        }
+    }
+
+    fn end_piece(&mut self, active: usize, piece: Piece, bounce: Option<IoBuffer>, result: Result<usize, Errno>) {
+        let class = match &self.actives[active] {
+            Active::Load(_) => Class::Load,
+            Active::Store(_) => Class::Store,
+        };
+        let lane = self.lane(class);
+        lane.bytes -= piece.len;
+        lane.requests -= 1;
+        match &mut self.actives[active] {
+            Active::Load(load) => load.end_piece(piece, bounce.as_ref(), result),
+            Active::Store(store) => store.end_piece(result),
+        }
+        self.bounce.extend(bounce);
+        let transfer = self.actives[active].transfer();
+        transfer.end();
+        if transfer.is_done() {
+            match class {
+                Class::Load => self.finish_load(active),
+                Class::Store => self.written(active),
+            }
+        }
+    }
+
+    /// Tells the ledger what has changed, then the callers.
+    fn answer(&mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        self.apply_deltas();
+        for answer in self.answers.drain(..) {
+            match answer {
+                Answer::Store(part, result, buffer) => drop(part.answer((result, buffer))),
+                Answer::Load(part, result, buffer) => drop(part.answer((result, buffer))),
+                Answer::Delete(part, result) => drop(part.answer(result)),
+            }
+        }
+    }
+
+    fn apply_deltas(&mut self) {
+        self.core.ledger.apply(&std::mem::take(&mut self.deltas));
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        // After a panic or with a broken ring: callers must not wait for a thread that is gone.
+        if !self.closing {
+            self.core.failed.store(true, Ordering::Release);
+        }
+        while self.core.mailboxes[self.me].pop().is_some() {}
+    }
+}

@@ -1,0 +1,77 @@
+//! One object's bytes on their way: cut into pieces that the file system takes.
+//!
+//! A piece is a segment in the caller's memory where address and length are aligned, else (an unaligned address, the
+//! tail of an odd length) a bounce buffer, padded to the alignment.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use crate::error::Error;
+use crate::mem::IoBuffer;
+
+/// What the file system and the configuration ask of pieces.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) segment: usize,
+    pub(super) mem_align: usize,
+    pub(super) offset_align: usize,
+}
+
+/// A part of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) offset: usize,
+    pub(super) len: usize,
+    /// It does not go to or from the caller's memory directly.
+    pub(super) bounce: bool,
+}
+
+/// How far an object has come.
+pub(super) struct Transfer {
+    pub(super) buffer: IoBuffer,
+    pub(super) fd: Rc<OwnedFd>,
+    pub(super) len: usize,
+    issued: usize,
+    in_flight: usize,
+    pub(super) error: Option<Error>,
+}
+
+impl Transfer {
+    pub(super) fn new(buffer: IoBuffer, fd: OwnedFd) -> Self {
+        let len = buffer.len();
+        Self { buffer, fd: Rc::new(fd), len, issued: 0, in_flight: 0, error: None }
+    }
+
+    /// The next piece to be asked of the kernel; `None` when there is none left, or one has failed.
+    pub(super) fn next(&self, grid: Grid) -> Option<Piece> {
+        if self.issued == self.len || self.error.is_some() {
+            return None;
+        }
+        let offset = self.issued;
+        let len = (self.len - offset).min(grid.segment);
+        let tail = len % grid.offset_align;
+        if !self.buffer.is_aligned(offset, grid.mem_align) || len == tail {
+            return Some(Piece { offset, len, bounce: true });
+        }
+        Some(Piece { offset, len: len - tail, bounce: false })
+    }
+
+    pub(super) fn issue(&mut self, piece: Piece) {
+        self.issued = piece.offset + piece.len;
+        self.in_flight += 1;
+    }
+
+    pub(super) fn end(&mut self) {
+        self.in_flight -= 1;
+    }
+
+    /// Whether nothing is in flight and nothing will be.
+    pub(super) fn is_done(&self) -> bool {
+        self.in_flight == 0 && (self.issued == self.len || self.error.is_some())
+    }
+
+    /// Stops asking for more.
+    pub(super) fn fail(&mut self, error: Error) {
+        self.error.get_or_insert(error);
+    }
+}

@@ -1,0 +1,113 @@
+//! What an engine says of itself.
+
+use serde::Serialize;
+
+use crate::config::Durability;
+use crate::layout::Layout;
+use crate::mem::PoolStatus;
+
+/// A moment of an engine's life. Serialises to JSON; names end in their unit.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// Whether every shard runs and the volume is the one that was opened.
+    pub is_healthy: bool,
+    /// Why not, where it is not.
+    pub problems: Vec<String>,
+    /// The volume.
+    pub volume: VolumeStatus,
+    /// How keys become file names.
+    pub layout: Layout,
+    /// What a store waits for.
+    pub durability: Durability,
+    /// Whether the scan of the directory is complete.
+    pub recovered: bool,
+    /// Objects in the index.
+    pub objects: u64,
+    /// Bytes of objects.
+    pub used_bytes: u64,
+    /// Bytes reserved by stores in flight.
+    pub reserved_bytes: u64,
+    /// The configured capacity.
+    pub capacity_bytes: Option<u64>,
+    /// Salts seen.
+    pub salts: u64,
+    /// Objects queued or in flight.
+    pub queued_objects: u64,
+    /// The shards.
+    pub shards: Vec<ShardStatus>,
+    /// The pool of host buffers.
+    pub pool: PoolStatus,
+    /// What has been done since the engine was opened.
+    pub counters: Counters,
+}
+
+/// The directory, and what its file system takes.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct VolumeStatus {
+    /// Its path.
+    pub dir: String,
+    /// `ext4`, `xfs`, ... or the magic number in hexadecimal.
+    pub file_system: String,
+    /// Whether I/O bypasses the page cache.
+    pub direct_io: bool,
+    /// What addresses have to be a multiple of (statx, `stx_dio_mem_align`).
+    pub memory_align_bytes: u32,
+    /// What offsets and lengths have to be a multiple of (statx, `stx_dio_offset_align`).
+    pub offset_align_bytes: u32,
+}
+
+/// One shard.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct ShardStatus {
+    /// The CPU it is pinned to.
+    pub cpu: Option<u32>,
+    /// Features of its ring: `single-issuer`, `defer-taskrun`, ...
+    pub ring: Vec<&'static str>,
+    /// Whether reads and writes use registered buffers; `cloned` where one registration serves all rings.
+    pub fixed_buffers: &'static str,
+    /// Whether its thread runs.
+    pub is_running: bool,
+}
+
+/// Counts since the engine was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Keys looked up and found.
+    pub lookup_hits: u64,
+    /// Keys looked up and not found.
+    pub lookup_misses: u64,
+    /// Objects loaded.
+    pub loads: u64,
+    /// Loads of keys that were not there.
+    pub load_misses: u64,
+    /// Loads that failed.
+    pub load_errors: u64,
+    /// Bytes loaded.
+    pub loaded_bytes: u64,
+    /// Objects stored.
+    pub stores: u64,
+    /// Stores of keys that were there already.
+    pub restores: u64,
+    /// Stores that were refused because they did not fit.
+    pub stores_refused: u64,
+    /// Stores that failed.
+    pub store_errors: u64,
+    /// Bytes stored.
+    pub stored_bytes: u64,
+    /// Objects deleted.
+    pub deletes: u64,
+    /// Deletes that were refused because the object was in use.
+    pub deletes_refused: u64,
+    /// Objects whose file had vanished or had another size.
+    pub damaged: u64,
+    /// Tickets that the deadline ended.
+    pub timeouts: u64,
+    /// Bytes that went through a bounce buffer.
+    pub bounced_bytes: u64,
+    /// Times that the ledger would have gone below zero: a defect.
+    pub ledger_underflows: u64,
+}

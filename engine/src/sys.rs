@@ -1,0 +1,54 @@
+//! System calls that `nix` does not wrap.
+
+#![expect(unsafe_code, reason = "statx has no safe wrapper in nix")]
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::NixPath;
+use nix::errno::Errno;
+
+/// What statx tells of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileStat {
+    pub(crate) is_regular: bool,
+    pub(crate) bytes: u64,
+    /// Time of last modification, in nanoseconds since 1970.
+    pub(crate) modified_ns: u64,
+    /// Alignment of memory and of offsets for O_DIRECT; `None` when the kernel does not tell (before 6.1, and on
+    /// file systems without the answer), `Some((0, 0))` when the file does not take O_DIRECT.
+    pub(crate) direct_align: Option<(u32, u32)>,
+    /// Device and inode.
+    pub(crate) identity: (u64, u64),
+}
+
+const WANTED: u32 = libc::STATX_TYPE | libc::STATX_SIZE | libc::STATX_MTIME | libc::STATX_INO;
+
+/// statx of a name in a directory, of a symbolic link itself.
+pub(crate) fn stat_at<P: ?Sized + NixPath>(dir: BorrowedFd<'_>, name: &P) -> Result<FileStat, Errno> {
+    name.with_nix_path(|name| statx(dir, name, libc::AT_SYMLINK_NOFOLLOW, WANTED))?
+}
+
+/// statx of an open file, with its O_DIRECT alignment.
+pub(crate) fn stat_fd(fd: BorrowedFd<'_>) -> Result<FileStat, Errno> {
+    statx(fd, c"", libc::AT_EMPTY_PATH, WANTED | libc::STATX_DIOALIGN)
+}
+
+fn statx(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mask: u32) -> Result<FileStat, Errno> {
+    let mut out = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: `name` is a C string, `out` is writable and of the type that the call fills in.
+    let result = unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, mask, out.as_mut_ptr()) };
+    Errno::result(result)?;
+    // SAFETY: all-zero is a valid `libc::statx`, and the kernel has filled it in.
+    let stat = unsafe { out.assume_init() };
+    let seconds = u64::try_from(stat.stx_mtime.tv_sec).unwrap_or(0);
+    Ok(FileStat {
+        is_regular: u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG,
+        bytes: stat.stx_size,
+        modified_ns: seconds.saturating_mul(1_000_000_000).saturating_add(u64::from(stat.stx_mtime.tv_nsec)),
+        direct_align: (stat.stx_mask & libc::STATX_DIOALIGN != 0)
+            .then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align)),
+        identity: ((u64::from(stat.stx_dev_major) << 32) | u64::from(stat.stx_dev_minor), stat.stx_ino),
+    })
+}

@@ -1,0 +1,358 @@
+//! One directory that one engine owns: its lock, its names, and what its file system takes.
+//!
+//! ```text
+//! DIR/<object files, named by the layout>
+//! DIR/.saltern/lock          the owner's lock (flock); holds its pid as text
+//! DIR/.saltern/tmp/<n>       unfinished stores; whatever is there at the next start is removed
+//! ```
+//!
+//! All names are opened relative to descriptors of these directories and without following symbolic links.
+//! Every call here is a plain system call of some microseconds: on a local disk that is cheaper than through the
+//! ring, which hands them to worker threads.
+
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::statfs;
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::config::{Config, DirectIo};
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+use crate::status::VolumeStatus;
+use crate::sys::{FileStat, stat_at, stat_fd};
+
+/// Everything of the engine's own in a volume.
+pub(crate) const STATE_DIR: &str = ".saltern";
+/// Unfinished stores, inside [`STATE_DIR`].
+pub(crate) const TEMP_DIR: &str = "tmp";
+const LOCK_FILE: &str = "lock";
+
+const DIR_MODE: Mode = Mode::S_IRWXU;
+const FILE_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
+const OPEN_DIR: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
+const OPEN_FILE: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK);
+
+/// How often a dead owner's lock is tried again.
+const LOCK_RETRY: Duration = Duration::from_millis(2);
+
+/// Alignment that every Linux file system with O_DIRECT takes; used where the kernel does not tell.
+const DIRECT_ALIGN_FALLBACK: u32 = 4096;
+
+/// An owned directory. Thread-safe; calls block for as long as the file system does.
+pub(crate) struct Volume {
+    path: PathBuf,
+    layout: Layout,
+    dir: OwnedFd,
+    temp: OwnedFd,
+    lock: Flock<std::fs::File>,
+    identity: (u64, u64),
+    direct: bool,
+    mem_align: u32,
+    offset_align: u32,
+    file_system: String,
+}
+
+/// Where a name lives: in the volume's directory, or in a shard directory below it.
+pub(crate) enum Parent<'a> {
+    Root(BorrowedFd<'a>),
+    Shard(OwnedFd),
+}
+
+impl AsFd for Parent<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Root(fd) => *fd,
+            Self::Shard(fd) => fd.as_fd(),
+        }
+    }
+}
+
+impl Volume {
+    /// Opens or makes the directory, takes the lock, and asks what the file system takes.
+    ///
+    /// # Errors
+    /// [`Error::VolumeOwned`] when another engine has it; [`Error::Io`] with the path.
+    pub(crate) fn open(config: &Config) -> Result<Self> {
+        let path = config.dir.clone();
+        let at = |op: &'static str, name: &str| {
+            let path = path.join(name);
+            move |errno| Error::io(op, path, errno)
+        };
+        make_dirs(&path)?;
+        let dir = openat(AT_FDCWD, &path, OPEN_DIR, Mode::empty()).map_err(at("open", ""))?;
+        let state = own_dir(dir.as_fd(), STATE_DIR).map_err(at("mkdir", STATE_DIR))?;
+        let lock = take_lock(state.as_fd(), &path, config.lock_wait)?;
+        let temp = own_dir(state.as_fd(), TEMP_DIR).map_err(at("mkdir", ".saltern/tmp"))?;
+        let identity = stat_fd(dir.as_fd()).map_err(at("statx", ""))?.identity;
+        let (direct, mem_align, offset_align) = match config.direct_io {
+            DirectIo::Auto => probe_direct(temp.as_fd()).map_err(at("open", ".saltern/tmp"))?,
+            DirectIo::Off => (false, 1, 1),
+        };
+        let file_system = file_system_name(dir.as_fd()).map_err(at("fstatfs", ""))?;
+        let layout = config.layout;
+        Ok(Self { path, layout, dir, temp, lock, identity, direct, mem_align, offset_align, file_system })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A descriptor of the directory with a position of its own, for reading its names or syncing it.
+    pub(crate) fn reopen(&self) -> Result<OwnedFd> {
+        openat(&self.dir, ".", OPEN_DIR, Mode::empty()).map_err(|errno| Error::io("open", &self.path, errno))
+    }
+
+    /// The lock's descriptor, to be registered with rings: it then outlives a killed process for as long as its
+    /// requests are in flight, and a successor waits for them.
+    pub(crate) fn lock_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// What addresses have to be a multiple of.
+    pub(crate) fn mem_align(&self) -> usize {
+        self.mem_align as usize
+    }
+
+    /// What offsets and lengths have to be a multiple of.
+    pub(crate) fn offset_align(&self) -> usize {
+        self.offset_align as usize
+    }
+
+    pub(crate) fn status(&self) -> VolumeStatus {
+        VolumeStatus {
+            dir: self.path.display().to_string(),
+            file_system: self.file_system.clone(),
+            direct_io: self.direct,
+            memory_align_bytes: self.mem_align,
+            offset_align_bytes: self.offset_align,
+        }
+    }
+
+    /// Whether the path still leads to the directory that was opened. After a removal or an unmount I/O goes on
+    /// succeeding into nothing.
+    pub(crate) fn is_in_place(&self) -> bool {
+        nix::fcntl::open(&self.path, OPEN_DIR | OFlag::O_PATH, Mode::empty())
+            .and_then(|fd| stat_fd(fd.as_fd()))
+            .is_ok_and(|stat| stat.identity == self.identity)
+    }
+
+    /// Removes what unfinished stores have left; gives how many there were.
+    pub(crate) fn remove_unfinished(&self) -> Result<u64> {
+        let at = |errno| Error::io("readdir", self.path.join(".saltern/tmp"), errno);
+        let mut listing = nix::dir::Dir::openat(&self.temp, ".", OPEN_DIR, Mode::empty()).map_err(at)?;
+        let mut removed = 0;
+        for entry in listing.iter() {
+            let entry = entry.map_err(at)?;
+            let name = entry.file_name();
+            if !matches!(name.to_bytes(), b"." | b"..") {
+                match unlinkat(&self.temp, name, UnlinkatFlags::NoRemoveDir) {
+                    Ok(()) => removed += 1,
+                    Err(errno) => tracing::warn!(?name, %errno, "could not remove an unfinished store"),
+                }
+            }
+        }
+        Ok(removed)
+    }
+
+    /// The directory that a name lives in, and the name there.
+    pub(crate) fn parent<'a, 'b>(&'a self, name: &'b str) -> Result<(Parent<'a>, &'b str), Errno> {
+        if !self.layout.is_sharded() {
+            return Ok((Parent::Root(self.dir.as_fd()), name));
+        }
+        let Some((shard, file)) = name.rsplit_once('/') else { return Err(Errno::EINVAL) };
+        let how = OpenHow::new()
+            .flags(OPEN_DIR)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV);
+        Ok((Parent::Shard(openat2(&self.dir, shard, how)?), file))
+    }
+
+    /// As [`Self::parent`], making the shard directories where they are missing.
+    fn make_parent<'a, 'b>(&'a self, name: &'b str) -> Result<(Parent<'a>, &'b str), Errno> {
+        match self.parent(name) {
+            Err(Errno::ENOENT) => {}
+            other => return other,
+        }
+        for (at, _) in name.match_indices('/') {
+            match mkdirat(&self.dir, &name[..at], DIR_MODE) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        self.parent(name)
+    }
+
+    fn io_flags(&self) -> OFlag {
+        if self.direct { OPEN_FILE | OFlag::O_DIRECT } else { OPEN_FILE }
+    }
+
+    /// Opens an object for reading.
+    pub(crate) fn open_object(&self, name: &str) -> Result<OwnedFd, Errno> {
+        let (parent, file) = self.parent(name)?;
+        openat(parent, file, self.io_flags() | OFlag::O_RDONLY, Mode::empty())
+    }
+
+    /// Makes an unfinished object.
+    pub(crate) fn create_temp(&self, temp: &str) -> Result<OwnedFd, Errno> {
+        let flags = self.io_flags() | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        openat(&self.temp, temp, flags, FILE_MODE)
+    }
+
+    /// Gives an unfinished object its name; atomic. Returns the directory it is in.
+    pub(crate) fn publish(&self, temp: &str, name: &str) -> Result<Parent<'_>, Errno> {
+        let (parent, file) = self.make_parent(name)?;
+        renameat(&self.temp, temp, &parent, file)?;
+        Ok(parent)
+    }
+
+    /// Removes an unfinished object.
+    pub(crate) fn discard_temp(&self, temp: &str) -> Result<(), Errno> {
+        unlinkat(&self.temp, temp, UnlinkatFlags::NoRemoveDir)
+    }
+
+    /// Removes an object's file.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), Errno> {
+        let (parent, file) = self.parent(name)?;
+        unlinkat(parent, file, UnlinkatFlags::NoRemoveDir)
+    }
+
+    /// Looks at an object's file; `None` when there is no regular file of that name.
+    pub(crate) fn stat(&self, name: &str) -> Result<Option<FileStat>, Errno> {
+        let found = self.parent(name).and_then(|(parent, file)| stat_at(parent.as_fd(), file));
+        match found {
+            Ok(stat) => Ok(stat.is_regular.then_some(stat)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Bytes free for the engine, and the size of the file system.
+    pub(crate) fn free_bytes(&self) -> Result<(u64, u64), Errno> {
+        let stat = statfs::fstatfs(&self.dir)?;
+        let block = u64::try_from(stat.block_size()).unwrap_or(0);
+        Ok((stat.blocks_available().saturating_mul(block), stat.blocks().saturating_mul(block)))
+    }
+}
+
+/// Makes the directory and its missing parents, private to this user.
+fn make_dirs(path: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(DIR_MODE.bits()).create(path).map_err(|error| {
+        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(Errno::ENOTDIR as i32));
+        Error::io("mkdir", path, errno)
+    })
+}
+
+/// Opens a directory of ours, making it where it is missing; a symbolic link in its place is refused.
+fn own_dir(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    match mkdirat(parent, name, DIR_MODE) {
+        Ok(()) | Err(Errno::EEXIST) => openat(parent, name, OPEN_DIR | OFlag::O_NOFOLLOW, Mode::empty()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Takes the owner's lock. The I/O of a killed owner may hold it for a moment: that is waited for.
+fn take_lock(state: BorrowedFd<'_>, path: &Path, wait: Duration) -> Result<Flock<std::fs::File>> {
+    let lock_path = || path.join(STATE_DIR).join(LOCK_FILE);
+    let flags = OPEN_FILE | OFlag::O_RDWR | OFlag::O_CREAT;
+    let fd = openat(state, LOCK_FILE, flags, FILE_MODE).map_err(|errno| Error::io("open", lock_path(), errno))?;
+    let mut file = std::fs::File::from(fd);
+    let deadline = Instant::now() + wait;
+    let mut lock = loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => break lock,
+            Err((returned, Errno::EWOULDBLOCK)) => {
+                file = returned;
+                let owner = read_owner(&mut file);
+                if owner.is_none_or(is_alive) || Instant::now() >= deadline {
+                    let owner = owner.map_or("another process".into(), |pid| format!("pid {pid}"));
+                    return Err(Error::VolumeOwned { dir: path.into(), owner });
+                }
+                std::thread::sleep(LOCK_RETRY);
+            }
+            Err((_, errno)) => return Err(Error::io("flock", lock_path(), errno)),
+        }
+    };
+    let written = lock
+        .set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| lock.write_all(format!("{}\n", std::process::id()).as_bytes()));
+    written.map_err(|error| {
+        Error::io("write", lock_path(), Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)))
+    })?;
+    Ok(lock)
+}
+
+fn read_owner(file: &mut std::fs::File) -> Option<u32> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Whether a process of this id runs (a zombie does not: only its kernel side may still hold the lock).
+fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The state follows the command's name, which is in parentheses and may hold anything.
+    !matches!(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()), Some('Z' | 'X'))
+}
+
+/// Whether files of this directory take O_DIRECT, and with what alignment.
+pub(crate) fn probe_direct(dir: BorrowedFd<'_>) -> Result<(bool, u32, u32), Errno> {
+    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let probe = |extra| match openat(dir, ".", flags | extra | OFlag::O_TMPFILE, FILE_MODE) {
+        // File systems without O_TMPFILE (FUSE, some network ones) get a named file that is removed at once.
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT) => {
+            let name = format!("probe-{}", std::process::id());
+            let fd = openat(dir, name.as_str(), flags | extra | OFlag::O_CREAT | OFlag::O_NOFOLLOW, FILE_MODE);
+            let _ = unlinkat(dir, name.as_str(), UnlinkatFlags::NoRemoveDir);
+            fd
+        }
+        other => other,
+    };
+    match probe(OFlag::O_DIRECT) {
+        Ok(fd) => Ok(match stat_fd(fd.as_fd())?.direct_align {
+            Some((0, _) | (_, 0)) => (false, 1, 1),
+            Some((memory, offset)) => (true, memory, offset),
+            None => (true, DIRECT_ALIGN_FALLBACK, DIRECT_ALIGN_FALLBACK),
+        }),
+        Err(Errno::EINVAL) => probe(OFlag::empty()).map(|_| (false, 1, 1)),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The file system's name, or its magic number (`linux/magic.h`) where it has no name here.
+pub(crate) fn file_system_name(dir: BorrowedFd<'_>) -> Result<String, Errno> {
+    let magic = statfs::fstatfs(dir)?.filesystem_type();
+    let known = [
+        (statfs::EXT4_SUPER_MAGIC, "ext4"),
+        (statfs::XFS_SUPER_MAGIC, "xfs"),
+        (statfs::BTRFS_SUPER_MAGIC, "btrfs"),
+        (statfs::TMPFS_MAGIC, "tmpfs"),
+        (statfs::OVERLAYFS_SUPER_MAGIC, "overlay"),
+        (statfs::NFS_SUPER_MAGIC, "nfs"),
+        (statfs::FUSE_SUPER_MAGIC, "fuse"),
+    ];
+    let name = known.iter().find(|(number, _)| *number == magic).map(|(_, name)| (*name).to_string());
+    Ok(name.unwrap_or_else(|| format!("0x{:x}", magic.0)))
+}
+
+/// Opens a directory for looking only.
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
+    openat(AT_FDCWD, path, OPEN_DIR, Mode::empty()).map_err(|errno| Error::io("open", path, errno))
+}
+
+/// The status of a directory that is not opened as a volume; leaves nothing behind.
+pub(crate) fn survey_status(path: &Path) -> Result<VolumeStatus> {
+    let dir = open_dir(path)?;
+    let at = |op| move |errno| Error::io(op, path, errno);
+    let (direct_io, memory_align_bytes, offset_align_bytes) = probe_direct(dir.as_fd()).map_err(at("open"))?;
+    let file_system = file_system_name(dir.as_fd()).map_err(at("fstatfs"))?;
+    let dir = path.display().to_string();
+    Ok(VolumeStatus { dir, file_system, direct_io, memory_align_bytes, offset_align_bytes })
+}
