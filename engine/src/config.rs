@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::integrity::Integrity;
 use crate::layout::Layout;
 
 /// Smallest and largest segment: a whole number of any device's blocks, and what one request carries well.
@@ -99,6 +100,21 @@ pub struct Config {
     /// Accept a file that is longer than the buffer by less than this many bytes as padded, and load its first
     /// bytes (LMCache's `fs_native` and NIXL adapters write such files). Default 0: sizes have to match.
     pub padding_bytes: u64,
+    /// Whether payloads have checksums. Default [`Integrity::Store`].
+    pub integrity: Integrity,
+    /// Most bytes of spares: files of deleted objects, kept to be overwritten in place, which is much cheaper than making new
+    /// ones. They are disk space beside the capacity. 0 turns recycling off. Default 1 GiB.
+    pub spare_bytes: u64,
+    /// Bytes of the file system that stay free: below, spares are given back first, then stores are refused as `Full`.
+    /// Default: a hundredth of the file system, at most 1 GiB.
+    pub min_free_bytes: Option<u64>,
+    /// Most descriptors of objects kept open in the whole engine. Default: a quarter of RLIMIT_NOFILE, at most 8,192.
+    pub open_files: Option<usize>,
+    /// Overwrite files before the rename that took their name away is durable. Loses data in a power cut; exists so
+    /// that the tests can show that they would notice.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub skip_quarantine: bool,
     /// Threads that scan the directory at open. Default 2.
     pub scan_threads: usize,
     /// How long open waits for the I/O of a dead owner to end before it gives up. Default 10 s.
@@ -128,6 +144,11 @@ impl Config {
             durability: Durability::None,
             direct_io: DirectIo::Auto,
             padding_bytes: 0,
+            integrity: Integrity::default(),
+            spare_bytes: 1 << 30,
+            min_free_bytes: None,
+            open_files: None,
+            skip_quarantine: false,
             scan_threads: 2,
             lock_wait: Duration::from_secs(10),
         }

@@ -1,7 +1,7 @@
 //! What the engine's threads share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -10,6 +10,7 @@ use crate::counts::Counts;
 use crate::error::{Error, Result};
 use crate::events::Hub;
 use crate::index::{Index, Keyed};
+use crate::integrity::Integrity;
 use crate::ledger::{Deltas, Ledger};
 use crate::mem::Pool;
 use crate::ring::BufferRegistry;
@@ -31,6 +32,15 @@ pub(crate) struct Core {
     pub(crate) registry: BufferRegistry,
     pub(crate) mailboxes: Vec<Mailbox>,
     pub(crate) shard_status: Mutex<Vec<ShardStatus>>,
+    /// As configured, or off where the file system has no user attributes.
+    pub(crate) integrity: Integrity,
+    /// Spares of an earlier run, for the shards to take over.
+    pub(crate) old_spares: Mutex<Vec<(String, u64)>>,
+    /// What the spares of all shards amount to.
+    pub(crate) spare_bytes: AtomicU64,
+    pub(crate) spare_count: AtomicU64,
+    /// Bytes of the file system that stay free.
+    pub(crate) min_free_bytes: u64,
     pub(crate) closing: AtomicBool,
     pub(crate) failed: AtomicBool,
     pub(crate) queued: Arc<AtomicUsize>,

@@ -37,6 +37,8 @@ pub(crate) struct Counts {
     pub(crate) damaged: Count,
     pub(crate) timeouts: Count,
     pub(crate) bounced_bytes: Count,
+    pub(crate) recycled: Count,
+    pub(crate) checksum_failures: Count,
 }
 
 impl Counts {
@@ -58,6 +60,8 @@ impl Counts {
             damaged: self.damaged.get(),
             timeouts: self.timeouts.get(),
             bounced_bytes: self.bounced_bytes.get(),
+            recycled: self.recycled.get(),
+            checksum_failures: self.checksum_failures.get(),
             ledger_underflows,
         }
     }

@@ -18,6 +18,7 @@ use crate::counts::Counts;
 use crate::error::{Error, Result};
 use crate::events::{Hub, Listener};
 use crate::index::{BeginStore, Index};
+use crate::integrity::Integrity;
 use crate::key::ObjectKey;
 use crate::ledger::{AdapterUsage, Ledger};
 use crate::mem::{Buffer, Pool};
@@ -25,7 +26,7 @@ use crate::report::{DeleteReport, LoadReport, LookupReport, StoreReport};
 use crate::ring::BufferRegistry;
 use crate::scan::{Recovery, RecoveryReport, recover};
 use crate::shard::{Command, DeleteOp, LoadOp, Mailbox, Shard, StoreOp};
-use crate::status::{ShardStatus, Status};
+use crate::status::{ShardStatus, SpareStatus, Status};
 use crate::ticket::{Report, Ticket, open_batch};
 use crate::volume::Volume;
 use crate::watchdog::Watchdog;
@@ -46,6 +47,9 @@ pub enum Class {
 const LINE_STORE: usize = 0;
 const LINE_LOAD: usize = 1;
 const LINE_LOOKUP: usize = 2;
+
+/// The default of `min_free_bytes` is not more than this.
+const MIN_FREE_DEFAULT_MAX: u64 = 1 << 30;
 
 type Progress = Box<dyn Fn(u64) + Send + Sync>;
 
@@ -170,7 +174,14 @@ impl Engine {
         let watchdog = watchdog.map_err(|e| {
             Error::io("spawn", "(deadline thread)", nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0)))
         })?;
+        let at = |errno| Error::io("fstatfs", volume.path(), errno);
+        let (_, disk_bytes) = volume.free_bytes().map_err(at)?;
         let core = Arc::new(Core {
+            integrity: if volume.has_attributes() { config.integrity } else { Integrity::Off },
+            old_spares: Mutex::new(volume.collect_spares()?),
+            spare_bytes: AtomicU64::new(0),
+            spare_count: AtomicU64::new(0),
+            min_free_bytes: config.min_free_bytes.unwrap_or((disk_bytes / 100).min(MIN_FREE_DEFAULT_MAX)),
             mailboxes: (0..config.shards).map(|_| Mailbox::new()).collect::<Result<_>>()?,
             ledger: Ledger::new(config.capacity_bytes),
             index: Arc::new(Index::new(hub.clone())),
@@ -483,6 +494,13 @@ impl Engine {
             salts: core.ledger.salts(),
             queued_objects: core.queued.load(Ordering::Relaxed) as u64,
             shards,
+            integrity: core.integrity,
+            spares: SpareStatus {
+                is_on: core.volume.recycles(),
+                count: core.spare_count.load(Ordering::Relaxed),
+                bytes: core.spare_bytes.load(Ordering::Relaxed),
+                limit_bytes: core.config.spare_bytes,
+            },
             pool: core.pool.status(),
             counters: core.counts.snapshot(core.ledger.underflows()),
         }

@@ -105,6 +105,12 @@ pub enum Error {
         /// Bytes that were found.
         found: u64,
     },
+    /// The payload does not have the checksum that was stored with it. The object is dropped.
+    #[error("{path}: wrong checksum; the object is treated as a miss and removed")]
+    Corrupt {
+        /// Path relative to the volume.
+        path: String,
+    },
     /// A system call failed.
     #[error("{op} {path}: {}", errno.desc())]
     Io {

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::config::Durability;
+use crate::integrity::Integrity;
 use crate::layout::Layout;
 use crate::mem::PoolStatus;
 
@@ -36,6 +37,10 @@ pub struct Status {
     pub queued_objects: u64,
     /// The shards.
     pub shards: Vec<ShardStatus>,
+    /// Whether payloads have checksums; `off` where the file system has no user attributes.
+    pub integrity: Integrity,
+    /// Files kept to be overwritten.
+    pub spares: SpareStatus,
     /// The pool of host buffers.
     pub pool: PoolStatus,
     /// What has been done since the engine was opened.
@@ -70,6 +75,20 @@ pub struct ShardStatus {
     pub fixed_buffers: &'static str,
     /// Whether its thread runs.
     pub is_running: bool,
+}
+
+/// Files of deleted objects, kept to be overwritten.
+#[derive(Debug, Clone, Default, Serialize)]
+#[non_exhaustive]
+pub struct SpareStatus {
+    /// Whether files are recycled here: the file system gains from it, and `spare_bytes` is not 0.
+    pub is_on: bool,
+    /// Spares that there are.
+    pub count: u64,
+    /// Their bytes: disk space beside the objects.
+    pub bytes: u64,
+    /// Most bytes that are kept.
+    pub limit_bytes: u64,
 }
 
 /// Counts since the engine was opened.
@@ -108,6 +127,10 @@ pub struct Counters {
     pub timeouts: u64,
     /// Bytes that went through a bounce buffer.
     pub bounced_bytes: u64,
+    /// Stores that overwrote a spare.
+    pub recycled: u64,
+    /// Loads whose payload did not have the checksum of its stamp.
+    pub checksum_failures: u64,
     /// Times that the ledger would have gone below zero: a defect.
     pub ledger_underflows: u64,
 }

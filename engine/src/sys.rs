@@ -1,6 +1,6 @@
 //! System calls that `nix` does not wrap.
 
-#![expect(unsafe_code, reason = "statx has no safe wrapper in nix")]
+#![expect(unsafe_code, reason = "statx and extended attributes have no safe wrappers in nix")]
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -21,9 +21,19 @@ pub(crate) struct FileStat {
     pub(crate) direct_align: Option<(u32, u32)>,
     /// Device and inode.
     pub(crate) identity: (u64, u64),
+    pub(crate) links: u32,
+    pub(crate) owner: u32,
+    /// Permission bits.
+    pub(crate) mode: u32,
 }
 
-const WANTED: u32 = libc::STATX_TYPE | libc::STATX_SIZE | libc::STATX_MTIME | libc::STATX_INO;
+const WANTED: u32 = libc::STATX_TYPE
+    | libc::STATX_SIZE
+    | libc::STATX_MTIME
+    | libc::STATX_INO
+    | libc::STATX_NLINK
+    | libc::STATX_UID
+    | libc::STATX_MODE;
 
 /// statx of a name in a directory, of a symbolic link itself.
 pub(crate) fn stat_at<P: ?Sized + NixPath>(dir: BorrowedFd<'_>, name: &P) -> Result<FileStat, Errno> {
@@ -50,5 +60,36 @@ fn statx(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mask: u32) -> Result<File
         direct_align: (stat.stx_mask & libc::STATX_DIOALIGN != 0)
             .then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align)),
         identity: ((u64::from(stat.stx_dev_major) << 32) | u64::from(stat.stx_dev_minor), stat.stx_ino),
+        links: stat.stx_nlink,
+        owner: stat.stx_uid,
+        mode: u32::from(stat.stx_mode) & 0o7777,
     })
+}
+
+/// Reads an extended attribute of an open file into `value`; gives its length, or `None` where there is none.
+pub(crate) fn get_attribute(fd: BorrowedFd<'_>, name: &CStr, value: &mut [u8]) -> Result<Option<usize>, Errno> {
+    // SAFETY: `name` is a C string, and `value` is writable for its length.
+    let result = unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    match Errno::result(result) {
+        Ok(len) => Ok(Some(len as usize)),
+        // Longer than asked for: not ours.
+        Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::ERANGE) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Sets an extended attribute of an open file.
+pub(crate) fn set_attribute(fd: BorrowedFd<'_>, name: &CStr, value: &[u8]) -> Result<(), Errno> {
+    // SAFETY: `name` is a C string, and `value` is readable for its length.
+    let result = unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    Errno::result(result).map(drop)
+}
+
+/// Removes an extended attribute of an open file, if it is there.
+pub(crate) fn remove_attribute(fd: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    // SAFETY: `name` is a C string.
+    match Errno::result(unsafe { libc::fremovexattr(fd.as_raw_fd(), name.as_ptr()) }) {
+        Ok(_) | Err(Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }

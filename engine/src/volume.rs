@@ -4,6 +4,7 @@
 //! DIR/<object files, named by the layout>
 //! DIR/.saltern/lock          the owner's lock (flock); holds its pid as text
 //! DIR/.saltern/tmp/<n>       unfinished stores; whatever is there at the next start is removed
+//! DIR/.saltern/spares/<n>    files of deleted objects, kept to be overwritten; their contents mean nothing
 //! ```
 //!
 //! All names are opened relative to descriptors of these directories and without following symbolic links.
@@ -23,15 +24,21 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::config::{Config, DirectIo};
 use crate::error::{Error, Result};
+use crate::integrity::{STAMP_BYTES, STAMP_NAME};
 use crate::layout::Layout;
 use crate::status::VolumeStatus;
-use crate::sys::{FileStat, stat_at, stat_fd};
+use crate::sys::{FileStat, set_attribute, stat_at, stat_fd};
 
 /// Everything of the engine's own in a volume.
 pub(crate) const STATE_DIR: &str = ".saltern";
 /// Unfinished stores, inside [`STATE_DIR`].
 pub(crate) const TEMP_DIR: &str = "tmp";
+const SPARES_DIR: &str = "spares";
 const LOCK_FILE: &str = "lock";
+
+/// File systems on which overwriting a file is cheaper than making one; ARCHITECTURE.md has the measurements. On btrfs,
+/// which never overwrites in place, it is not.
+const RECYCLING: [&str; 2] = ["ext4", "xfs"];
 
 const DIR_MODE: Mode = Mode::S_IRWXU;
 const FILE_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
@@ -50,12 +57,24 @@ pub(crate) struct Volume {
     layout: Layout,
     dir: OwnedFd,
     temp: OwnedFd,
+    spares: OwnedFd,
+    recycles: bool,
+    has_attributes: bool,
     lock: Flock<std::fs::File>,
     identity: (u64, u64),
     direct: bool,
     mem_align: u32,
     offset_align: u32,
     file_system: String,
+}
+
+/// Where an unpublished file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Holding {
+    /// In `.saltern/tmp`.
+    Temp(String),
+    /// In `.saltern/spares`.
+    Spare(String),
 }
 
 /// Where a name lives: in the volume's directory, or in a shard directory below it.
@@ -89,14 +108,29 @@ impl Volume {
         let state = own_dir(dir.as_fd(), STATE_DIR).map_err(at("mkdir", STATE_DIR))?;
         let lock = take_lock(state.as_fd(), &path, config.lock_wait)?;
         let temp = own_dir(state.as_fd(), TEMP_DIR).map_err(at("mkdir", ".saltern/tmp"))?;
+        let spares = own_dir(state.as_fd(), SPARES_DIR).map_err(at("mkdir", ".saltern/spares"))?;
+        let has_attributes = probe_attributes(temp.as_fd()).map_err(at("setxattr", ".saltern/tmp"))?;
         let identity = stat_fd(dir.as_fd()).map_err(at("statx", ""))?.identity;
         let (direct, mem_align, offset_align) = match config.direct_io {
             DirectIo::Auto => probe_direct(temp.as_fd()).map_err(at("open", ".saltern/tmp"))?,
             DirectIo::Off => (false, 1, 1),
         };
         let file_system = file_system_name(dir.as_fd()).map_err(at("fstatfs", ""))?;
-        let layout = config.layout;
-        Ok(Self { path, layout, dir, temp, lock, identity, direct, mem_align, offset_align, file_system })
+        Ok(Self {
+            layout: config.layout,
+            recycles: config.spare_bytes > 0 && RECYCLING.contains(&file_system.as_str()),
+            path,
+            dir,
+            temp,
+            spares,
+            has_attributes,
+            lock,
+            identity,
+            direct,
+            mem_align,
+            offset_align,
+            file_system,
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -112,6 +146,16 @@ impl Volume {
     /// requests are in flight, and a successor waits for them.
     pub(crate) fn lock_fd(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
+    }
+
+    /// Whether files of deleted objects are kept to be overwritten.
+    pub(crate) fn recycles(&self) -> bool {
+        self.recycles
+    }
+
+    /// Whether files can have stamps.
+    pub(crate) fn has_attributes(&self) -> bool {
+        self.has_attributes
     }
 
     /// What addresses have to be a multiple of.
@@ -191,28 +235,77 @@ impl Volume {
         if self.direct { OPEN_FILE | OFlag::O_DIRECT } else { OPEN_FILE }
     }
 
-    /// Opens an object for reading.
+    /// Opens an object: for reading, and, where files are recycled, for the overwriting to come.
     pub(crate) fn open_object(&self, name: &str) -> Result<OwnedFd, Errno> {
         let (parent, file) = self.parent(name)?;
-        openat(parent, file, self.io_flags() | OFlag::O_RDONLY, Mode::empty())
+        let access = if self.recycles { OFlag::O_RDWR } else { OFlag::O_RDONLY };
+        match openat(&parent, file, self.io_flags() | access, Mode::empty()) {
+            // Another user's file, or a read-only mount.
+            Err(Errno::EACCES | Errno::EROFS) => {
+                openat(&parent, file, self.io_flags() | OFlag::O_RDONLY, Mode::empty())
+            }
+            other => other,
+        }
     }
 
     /// Makes an unfinished object.
     pub(crate) fn create_temp(&self, temp: &str) -> Result<OwnedFd, Errno> {
-        let flags = self.io_flags() | OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+        let flags = self.io_flags() | OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
         openat(&self.temp, temp, flags, FILE_MODE)
     }
 
-    /// Gives an unfinished object its name; atomic. Returns the directory it is in.
-    pub(crate) fn publish(&self, temp: &str, name: &str) -> Result<Parent<'_>, Errno> {
+    fn holding<'a>(&self, holding: &'a Holding) -> (BorrowedFd<'_>, &'a str) {
+        match holding {
+            Holding::Temp(name) => (self.temp.as_fd(), name),
+            Holding::Spare(name) => (self.spares.as_fd(), name),
+        }
+    }
+
+    /// Gives a finished object its name; atomic. Returns the directory it is in.
+    pub(crate) fn publish(&self, from: &Holding, name: &str) -> Result<Parent<'_>, Errno> {
+        let (dir, unpublished) = self.holding(from);
         let (parent, file) = self.make_parent(name)?;
-        renameat(&self.temp, temp, &parent, file)?;
+        renameat(dir, unpublished, &parent, file)?;
         Ok(parent)
     }
 
-    /// Removes an unfinished object.
-    pub(crate) fn discard_temp(&self, temp: &str) -> Result<(), Errno> {
-        unlinkat(&self.temp, temp, UnlinkatFlags::NoRemoveDir)
+    /// Removes an unpublished file.
+    pub(crate) fn discard(&self, from: &Holding) -> Result<(), Errno> {
+        let (dir, name) = self.holding(from);
+        unlinkat(dir, name, UnlinkatFlags::NoRemoveDir)
+    }
+
+    /// Takes an object's name away and keeps its file as a spare.
+    pub(crate) fn retire(&self, name: &str, spare: &str) -> Result<(), Errno> {
+        let (parent, file) = self.parent(name)?;
+        renameat(parent, file, &self.spares, spare)
+    }
+
+    /// Opens a spare for overwriting.
+    pub(crate) fn open_spare(&self, spare: &str) -> Result<OwnedFd, Errno> {
+        openat(&self.spares, spare, self.io_flags() | OFlag::O_RDWR, Mode::empty())
+    }
+
+    /// The spares of an earlier run, with their sizes, all clean: their directory is synced. Blocks for that.
+    pub(crate) fn collect_spares(&self) -> Result<Vec<(String, u64)>> {
+        let at = |op: &'static str| move |errno| Error::io(op, self.path.join(".saltern/spares"), errno);
+        let mut listing = nix::dir::Dir::openat(&self.spares, ".", OPEN_DIR, Mode::empty()).map_err(at("readdir"))?;
+        let mut spares = Vec::new();
+        for entry in listing.iter() {
+            let entry = entry.map_err(at("readdir"))?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            match (name.to_str(), stat_at(self.spares.as_fd(), name)) {
+                (Ok(name), Ok(stat)) if stat.is_regular => spares.push((name.to_string(), stat.bytes)),
+                _ => tracing::warn!(?name, "not a spare; left alone"),
+            }
+        }
+        if !spares.is_empty() {
+            nix::unistd::fsync(&self.spares).map_err(at("fsync"))?;
+        }
+        Ok(spares)
     }
 
     /// Removes an object's file.
@@ -322,6 +415,20 @@ pub(crate) fn probe_direct(dir: BorrowedFd<'_>) -> Result<(bool, u32, u32), Errn
             None => (true, DIRECT_ALIGN_FALLBACK, DIRECT_ALIGN_FALLBACK),
         }),
         Err(Errno::EINVAL) => probe(OFlag::empty()).map(|_| (false, 1, 1)),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Whether files of this directory can have user attributes.
+fn probe_attributes(dir: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let name = format!("probe-{}", std::process::id());
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let fd = openat(dir, name.as_str(), flags, FILE_MODE)?;
+    let set = set_attribute(fd.as_fd(), STAMP_NAME, &[0; STAMP_BYTES]);
+    unlinkat(dir, name.as_str(), UnlinkatFlags::NoRemoveDir)?;
+    match set {
+        Ok(()) => Ok(true),
+        Err(Errno::EOPNOTSUPP | Errno::EPERM | Errno::ENOSPC) => Ok(false),
         Err(errno) => Err(errno),
     }
 }

@@ -66,6 +66,13 @@ impl Span {
         self.len
     }
 
+    /// Looks at the bytes, for a checksum.
+    pub(crate) fn with_bytes<R>(&self, look: impl FnOnce(&[u8]) -> R) -> R {
+        // SAFETY: the span lies inside a buffer that it keeps alive and that the engine has sole use of (the contract of
+        // `Buffer`); callers look when no read is in flight on it, and the slice does not outlive this call.
+        look(unsafe { std::slice::from_raw_parts(self.ptr, self.len) })
+    }
+
     /// Copies from the start of another span; the shorter one limits.
     pub(crate) fn copy_from(&self, source: &Span) {
         let len = self.len.min(source.len);

@@ -1,10 +1,16 @@
-//! What happens on a delete: index, unlink, answer.
+//! What happens on a delete: index, rename to the spares (or unlink), answer.
+
+use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 
-use super::{Answer, DeleteOp, Shard};
+use super::spares::Spare;
+use super::{Answer, DeleteOp, Pending, Shard};
+use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::index::Keyed;
+use crate::ring::Op;
+use crate::volume::Holding;
 
 impl Shard {
     pub(super) fn delete(&mut self, op: DeleteOp) {
@@ -27,7 +33,7 @@ impl Shard {
             begun = self.core.index.begin_delete(keyed);
         }
         let bytes = begun?;
-        match self.core.volume.remove(name) {
+        match self.take_name_away(keyed, name, bytes) {
             Ok(()) | Err(Errno::ENOENT) => {
                 self.forget(keyed);
                 Ok(bytes)
@@ -37,6 +43,73 @@ impl Shard {
                 Err(Error::io("unlink", name, errno))
             }
         }
+    }
+
+    /// The object's name goes; its file becomes a spare where spares are kept, and goes as well where they are not.
+    fn take_name_away(&mut self, keyed: &Keyed, name: &str, bytes: u64) -> Result<(), Errno> {
+        let opened = self.descriptors.take(&keyed.key);
+        let core = self.core.clone();
+        let keep = self.spares.is_on() && bytes > 0 && !self.disk_is_low;
+        if keep && self.spares.make_room(bytes, |spare| discard(&core, spare)) {
+            let spare = self.next_name();
+            match core.volume.retire(name, &spare) {
+                Ok(()) => {
+                    self.retire(Spare { name: spare, bytes, fd: opened.map(|opened| opened.fd) });
+                    return Ok(());
+                }
+                // No room for a longer directory: an unlink needs none.
+                Err(Errno::ENOSPC | Errno::EDQUOT) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        core.volume.remove(name)
+    }
+
+    fn retire(&mut self, spare: Spare) {
+        self.spares.retire(spare);
+        if self.core.config.skip_quarantine {
+            self.spares.begin_sync();
+            self.spares.end_sync();
+        }
+        self.sync_spares(false);
+        self.count_spares();
+    }
+
+    /// Makes retired files clean, when it is time: by one sync for all of them.
+    pub(super) fn sync_spares(&mut self, missed: bool) {
+        if self.spares.wants_sync(missed) {
+            self.spares.begin_sync();
+            let dir = self.dir.clone();
+            self.sync(Pending::SpareSync, Op::SyncAll, dir);
+        }
+    }
+
+    pub(super) fn spares_synced(&mut self, result: Result<(), Errno>) {
+        match result {
+            Ok(()) => self.spares.end_sync(),
+            Err(errno) => {
+                tracing::error!(%errno, "the sync of retired files failed; no file is recycled any more");
+                let core = self.core.clone();
+                self.spares.fail_sync().into_iter().for_each(|spare| discard(&core, spare));
+            }
+        }
+        self.count_spares();
+    }
+
+    /// Gives the disk back what spares hold.
+    pub(super) fn give_spares_back(&mut self) {
+        while let Some(spare) = self.spares.pop_any() {
+            discard(&self.core, spare);
+        }
+        self.count_spares();
+    }
+
+    /// Tells the engine's status what this shard keeps.
+    pub(super) fn count_spares(&mut self) {
+        let (bytes, count) = (self.spares.bytes(), self.spares.count() as u64);
+        let (old_bytes, old_count) = std::mem::replace(&mut self.spares_told, (bytes, count));
+        self.core.spare_bytes.fetch_add(bytes.wrapping_sub(old_bytes), Ordering::Relaxed);
+        self.core.spare_count.fetch_add(count.wrapping_sub(old_count), Ordering::Relaxed);
     }
 
     /// Removes an object that was found to be gone or damaged, when its last load has ended.
@@ -56,5 +129,15 @@ impl Shard {
             self.deltas.deleted(keyed.salt, bytes);
         }
         self.release_followers(keyed);
+    }
+}
+
+/// Removes a spare's file.
+pub(super) fn discard(core: &Core, spare: Spare) {
+    let Spare { name, .. } = spare;
+    if let Err(errno) = core.volume.discard(&Holding::Spare(name.clone()))
+        && errno != Errno::ENOENT
+    {
+        tracing::warn!(name, %errno, "a spare could not be removed");
     }
 }

@@ -1,15 +1,21 @@
-//! What happens on a load: index, open, read, answer.
+//! What happens on a load: index, open, read, (check,) answer.
+
+use std::os::fd::AsFd;
+use std::rc::Rc;
 
 use nix::errno::Errno;
 
+use super::descriptors::Opened;
 use super::transfer::{Piece, Transfer};
 use super::{Active, Answer, LoadOp, Shard};
 use crate::core::Queued;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::index::Keyed;
+use crate::integrity::{Integrity, STAMP_BYTES, STAMP_NAME, Stamp, Sum};
+use crate::key::ObjectKey;
 use crate::mem::{Buffer, IoBuffer};
 use crate::report::LoadReport;
-use crate::sys::stat_fd;
+use crate::sys::{get_attribute, stat_fd};
 use crate::ticket::Part;
 
 /// A load whose file is open.
@@ -18,6 +24,8 @@ pub(super) struct ActiveLoad {
     name: String,
     part: Part<LoadReport>,
     pub(super) transfer: Transfer,
+    /// What the payload has to be, and what has come of it, where that is checked.
+    check: Option<(Stamp, Sum)>,
     _queued: Queued,
 }
 
@@ -28,6 +36,9 @@ impl ActiveLoad {
             Ok(bytes) if bytes >= piece.len => {
                 if let Some(bounce) = bounce {
                     self.transfer.buffer.span(piece.offset, piece.len).copy_from(&bounce.span(0, piece.len));
+                }
+                if let Some((_, sum)) = &mut self.check {
+                    self.transfer.sum_piece(sum, piece);
                 }
             }
             Ok(bytes) => self.transfer.fail(Error::Damaged {
@@ -57,34 +68,58 @@ impl Shard {
             let error = Error::WrongSize { object_bytes, buffer_bytes };
             return self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer));
         }
-        let opened = self.core.volume.open_object(&op.name).and_then(|fd| {
-            let stat = stat_fd(std::os::fd::AsFd::as_fd(&fd))?;
-            Ok((fd, stat))
-        });
-        match opened {
-            Ok((fd, stat)) if stat.is_regular && stat.bytes == object_bytes => {
+        match self.open(&op.keyed.key, &op.name, object_bytes) {
+            Ok(Opened { fd, stamp }) => {
+                // Only a whole payload can be checked: a padded file's tail is not loaded.
+                let check = stamp
+                    .filter(|_| self.core.integrity == Integrity::Verify && object_bytes == buffer_bytes)
+                    .map(|stamp| (stamp, Sum::new()));
                 let transfer = Transfer::new(IoBuffer::new(op.buffer), fd);
-                self.activate_load(ActiveLoad {
-                    keyed: op.keyed,
-                    name: op.name,
-                    part: op.part,
-                    transfer,
-                    _queued: op._queued,
-                });
+                let LoadOp { keyed, name, part, _queued, .. } = op;
+                self.activate_load(ActiveLoad { keyed, name, part, transfer, check, _queued });
             }
-            Ok((_, stat)) => {
-                let error = Error::Damaged { path: op.name.clone(), expected: object_bytes, found: stat.bytes };
+            Err(error @ (Error::NotFound | Error::Damaged { .. })) => {
                 self.fail_load(&op.keyed, &op.name, op.part, error, Some(op.buffer));
             }
-            // Gone, or something else in its place: not ours any more.
-            Err(Errno::ENOENT | Errno::ELOOP | Errno::EISDIR | Errno::ENXIO | Errno::ENOTDIR | Errno::EXDEV) => {
-                self.fail_load(&op.keyed, &op.name, op.part, Error::NotFound, Some(op.buffer));
+            Err(error) => self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer)),
+        }
+    }
+
+    /// The object's descriptor: a cached one, or a new one whose file is what the index knows.
+    fn open(&mut self, key: &ObjectKey, name: &str, expected: u64) -> Result<Opened> {
+        if let Some(opened) = self.descriptors.get(key) {
+            return Ok(opened);
+        }
+        let fd = loop {
+            match self.core.volume.open_object(name) {
+                Ok(fd) => break fd,
+                // Out of descriptors: one that is kept for later makes room.
+                Err(Errno::EMFILE | Errno::ENFILE) if self.descriptors.give_back() => {}
+                // Gone, or something else in its place: not ours any more.
+                Err(Errno::ENOENT | Errno::ELOOP | Errno::EISDIR | Errno::ENXIO | Errno::ENOTDIR | Errno::EXDEV) => {
+                    return Err(Error::NotFound);
+                }
+                Err(errno) => return Err(Error::io("open", name, errno)),
             }
-            Err(errno) => {
-                let error = Error::io("open", &op.name, errno);
-                self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer));
+        };
+        let stat = stat_fd(fd.as_fd()).map_err(|errno| Error::io("statx", name, errno))?;
+        let damaged = |found| Error::Damaged { path: name.into(), expected, found };
+        if !stat.is_regular || stat.bytes != expected {
+            return Err(damaged(stat.bytes));
+        }
+        let mut stamp = None;
+        if self.core.integrity == Integrity::Verify {
+            let mut raw = [0; STAMP_BYTES];
+            let len = get_attribute(fd.as_fd(), STAMP_NAME, &mut raw);
+            let len = len.map_err(|errno| Error::io("getxattr", name, errno))?;
+            stamp = len.and_then(|len| Stamp::parse(&raw[..len]));
+            if let Some(stamp) = stamp.filter(|stamp| stamp.bytes() != expected) {
+                return Err(damaged(stamp.bytes()));
             }
         }
+        let opened = Opened { fd: Rc::new(fd), stamp };
+        self.descriptors.put(key.clone(), opened.clone());
+        Ok(opened)
     }
 
     /// The size of an object, which is kept from removal; asks the disk while the scan is not complete.
@@ -114,10 +149,16 @@ impl Shard {
     pub(super) fn finish_load(&mut self, active: usize) {
         let Active::Load(load) = self.actives.remove(active) else { unreachable!("a load's number names a load") };
         self.loads.active -= 1;
-        let ActiveLoad { keyed, name, part, transfer, _queued } = load;
+        let ActiveLoad { keyed, name, part, transfer, check, _queued } = load;
         let bytes = transfer.len as u64;
         let buffer = transfer.buffer.into_buffer().ok();
+        let wrong = |(stamp, sum): (Stamp, Sum)| stamp.checksum() != sum.finish();
         match transfer.error {
+            None if check.is_some_and(wrong) => {
+                self.core.counts.checksum_failures.add(1);
+                let error = Error::Corrupt { path: name.clone() };
+                self.fail_load(&keyed, &name, part, error, buffer);
+            }
             None => self.end_load(&keyed, &name, part, Ok(bytes), buffer),
             Some(error @ Error::Damaged { .. }) => self.fail_load(&keyed, &name, part, error, buffer),
             Some(error) => self.end_load(&keyed, &name, part, Err(error), buffer),
@@ -128,6 +169,7 @@ impl Shard {
     fn fail_load(&mut self, keyed: &Keyed, name: &str, part: Part<LoadReport>, error: Error, buffer: Option<Buffer>) {
         tracing::warn!(key = %keyed.key, %error, "an object's file is gone or damaged; the object is dropped");
         self.core.counts.damaged.add(1);
+        self.descriptors.take(&keyed.key);
         self.core.index.doom(keyed);
         self.end_load(keyed, name, part, Err(error), buffer);
     }

@@ -11,8 +11,10 @@
 //! is answered with an error (see [`Part`](crate::ticket::Part)), and the ring waits for its requests before memory is freed.
 
 mod delete;
+mod descriptors;
 mod load;
 mod mailbox;
+mod spares;
 mod store;
 mod transfer;
 
@@ -23,9 +25,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit};
 use slab::Slab;
 
-use crate::config::{BOUNCE_BUFFERS, Durability};
+use crate::config::{BOUNCE_BUFFERS, Config, Durability};
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::key::ObjectKey;
@@ -34,8 +37,10 @@ use crate::mem::{Buffer, IoBuffer};
 use crate::report::{DeleteReport, LoadReport, StoreReport};
 use crate::ring::{Completion, Op, Request, Ring, Wait};
 use crate::ticket::Part;
+use descriptors::Descriptors;
 use load::ActiveLoad;
 pub(crate) use mailbox::{Command, DeleteOp, LoadOp, Mailbox, StoreOp};
+use spares::{Spare, Spares};
 use store::ActiveStore;
 use transfer::{Grid, Piece, Transfer};
 
@@ -44,6 +49,10 @@ const STORE_STARTS_PER_TURN: usize = 4;
 
 /// The share of the ring that stores keep while loads are waiting: one part of this many.
 const STORE_SHARE: usize = 8;
+
+/// The default number of descriptors kept open: one part of this many of what the process may have, at most so many.
+const OPEN_FILES_SHARE: usize = 4;
+const OPEN_FILES_MAX: usize = 8192;
 
 /// An object whose file is open.
 enum Active {
@@ -75,6 +84,8 @@ enum Pending {
     DirSync {
         actives: Vec<usize>,
     },
+    /// fsync of the directory, which makes retired files clean.
+    SpareSync,
 }
 
 /// Which class a piece counts for.
@@ -128,11 +139,19 @@ pub(crate) struct Shard {
     bounce: Vec<IoBuffer>,
     /// Stores of keys that another store, or a removal, holds.
     followers: HashMap<ObjectKey, Vec<StoreOp>>,
+    descriptors: Descriptors,
+    spares: Spares,
+    /// What `status` was told of them: bytes and count.
+    spares_told: (u64, u64),
+    /// The file system was short of space when it was last asked.
+    disk_is_low: bool,
+    /// Whose files may be overwritten.
+    user: u32,
     /// The volume's directory, for syncing it.
     dir: Rc<OwnedFd>,
     dir_sync_running: bool,
     dir_sync_waiting: Vec<usize>,
-    temp_number: u64,
+    next_number: u64,
     deltas: Deltas,
     answers: Vec<Answer>,
     closing: bool,
@@ -153,7 +172,8 @@ impl Shard {
             .collect::<Result<_>>()?;
         let dir = Rc::new(volume.reopen()?);
         let (loads, stores) = (Lane::new(config.load_inflight_bytes), Lane::new(config.store_inflight_bytes));
-        Ok(Self {
+        let spare_limit = if volume.recycles() { config.spare_bytes / config.shards as u64 } else { 0 };
+        let mut shard = Self {
             me,
             ring,
             grid,
@@ -166,15 +186,48 @@ impl Shard {
             syncs: VecDeque::new(),
             bounce,
             followers: HashMap::new(),
+            descriptors: Descriptors::new(open_files(config) / config.shards),
+            spares: Spares::new(spare_limit),
+            spares_told: (0, 0),
+            disk_is_low: false,
+            user: nix::unistd::geteuid().as_raw(),
             dir,
             dir_sync_running: false,
             dir_sync_waiting: Vec::new(),
-            temp_number: 0,
+            next_number: 0,
             deltas: Deltas::new(),
             answers: Vec::new(),
             closing: false,
             core,
-        })
+        };
+        shard.take_old_spares();
+        Ok(shard)
+    }
+
+    /// Takes its share of the spares of an earlier run.
+    fn take_old_spares(&mut self) {
+        let core = self.core.clone();
+        let old = core.old_spares.lock();
+        // Numbers go on after those in use, whichever shard they were.
+        let number = |name: &str| name.rsplit_once('-').and_then(|(_, number)| number.parse::<u64>().ok());
+        self.next_number = old.iter().filter_map(|(name, _)| number(name)).max().map_or(0, |highest| highest + 1);
+        let shards = core.config.shards;
+        for (name, bytes) in old.iter().skip(self.me).step_by(shards).cloned() {
+            let spare = Spare { name, bytes, fd: None };
+            if self.spares.bytes() + bytes <= self.spares.limit() {
+                self.spares.adopt_clean(spare);
+            } else {
+                delete::discard(&core, spare);
+            }
+        }
+        drop(old);
+        self.count_spares();
+    }
+
+    /// A name for an unpublished file that no other has.
+    fn next_name(&mut self) -> String {
+        self.next_number += 1;
+        format!("{}-{}", self.me, self.next_number)
     }
 
     pub(crate) fn ring(&self) -> &Ring {
@@ -209,7 +262,10 @@ impl Shard {
     }
 
     fn is_idle(&self) -> bool {
-        self.actives.is_empty() && self.waiting_loads.is_empty() && self.waiting_stores.is_empty()
+        self.actives.is_empty()
+            && self.pending.is_empty()
+            && self.waiting_loads.is_empty()
+            && self.waiting_stores.is_empty()
     }
 
     /// Whether a turn of the loop could start something without waiting for a completion.
@@ -330,6 +386,10 @@ impl Shard {
             transfer.buffer.span(piece.offset, piece.len)
         };
         transfer.issue(piece);
+        if let (Class::Store, Active::Store(store)) = (class, &mut self.actives[active]) {
+            store.sum_piece(piece);
+        }
+        let transfer = self.actives[active].transfer();
         let (fd, more) = (transfer.fd.clone(), transfer.next(self.grid).is_some());
         let lane = self.lane(class);
         lane.bytes += piece.len;
@@ -357,6 +417,7 @@ impl Shard {
         match self.pending.remove(completion.token) {
             Pending::Piece { active, piece, bounce } => self.end_piece(active, piece, bounce, completion.result),
             Pending::DataSync { active } => self.data_synced(active, completion.result.map(drop)),
+            Pending::SpareSync => self.spares_synced(completion.result.map(drop)),
             Pending::DirSync { actives } => self.dir_synced(actives, completion.result.map(drop)),
         }
     }
@@ -402,6 +463,14 @@ impl Shard {
     fn apply_deltas(&mut self) {
         self.core.ledger.apply(&std::mem::take(&mut self.deltas));
     }
+}
+
+/// Descriptors of objects that the engine may keep open.
+fn open_files(config: &Config) -> usize {
+    config.open_files.unwrap_or_else(|| {
+        let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
+        (soft as usize / OPEN_FILES_SHARE).min(OPEN_FILES_MAX)
+    })
 }
 
 impl Drop for Shard {

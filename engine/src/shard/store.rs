@@ -1,39 +1,76 @@
-//! What happens on a store: claim, create, write, (sync,) publish, (sync,) index, answer.
+//! What happens on a store: claim, take a spare or create, write, (sync,) publish, (sync,) index, answer.
 //!
 //! Order of the steps, and what a crash after each leaves behind:
-//! 1. create `.saltern/tmp/N`, write all bytes: an unfinished store, removed at the next start;
-//! 2. durability `data` and `full`: fdatasync, so that the name can never be there without the bytes;
-//! 3. rename to the object's name: from here on the object exists, whole;
-//! 4. durability `full`: fsync of the directory, so that the name survives a power cut;
-//! 5. index, ledger, answer.
+//! 1. create `.saltern/tmp/N`, write all bytes: an unfinished store, removed at the next start; or take a clean
+//!    spare, `.saltern/spares/N`, and overwrite it: it stays a spare;
+//! 2. exact length, stamp;
+//! 3. durability `data` and `full`: fdatasync, so that the name can never be there without the bytes;
+//! 4. rename to the object's name: from here on the object exists, whole;
+//! 5. durability `full`: fsync of the directory, so that the name survives a power cut;
+//! 6. index, ledger, answer.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use nix::errno::Errno;
 
-use super::transfer::Transfer;
+use super::delete::discard;
+use super::descriptors::Opened;
+use super::spares::Spare;
+use super::transfer::{Piece, Transfer};
 use super::{Active, Answer, Durability, Pending, Shard, StoreOp};
 use crate::core::Queued;
 use crate::error::{Error, Result};
 use crate::index::{BeginStore, Keyed};
+use crate::integrity::{Integrity, STAMP_NAME, Stamp, Sum};
+use crate::ledger::NoRoom;
 use crate::mem::{Buffer, IoBuffer};
 use crate::report::StoreReport;
 use crate::ring::Op;
+use crate::sys::{remove_attribute, set_attribute, stat_fd};
 use crate::ticket::Part;
-use crate::volume::Parent;
+use crate::volume::{Holding, Parent};
 
 /// A store whose file is open.
 pub(super) struct ActiveStore {
     keyed: Keyed,
     name: String,
-    temp: String,
+    /// Where the file is until it is published, and how long it was before.
+    from: Holding,
+    old_bytes: u64,
     part: Part<StoreReport>,
     pub(super) transfer: Transfer,
+    sum: Option<Sum>,
     _queued: Queued,
 }
 
 impl ActiveStore {
+    /// Adds a piece to the checksum; pieces are issued in order.
+    pub(super) fn sum_piece(&mut self, piece: Piece) {
+        if let Some(sum) = &mut self.sum {
+            self.transfer.sum_piece(sum, piece);
+        }
+    }
+
+    /// Makes the file's length and stamp those of the object.
+    fn trim_and_stamp(&self, align: usize) -> Result<()> {
+        let len = self.transfer.len as u64;
+        let fd = &*self.transfer.fd;
+        let written = len.next_multiple_of(align as u64).max(self.old_bytes);
+        if written != len {
+            nix::unistd::ftruncate(fd, len as i64).map_err(|errno| Error::io("ftruncate", &self.name, errno))?;
+        }
+        match &self.sum {
+            Some(sum) => set_attribute(fd.as_fd(), STAMP_NAME, Stamp::new(len, sum.finish()).as_bytes())
+                .map_err(|errno| Error::io("setxattr", &self.name, errno)),
+            // The stamp of what the file was before must not stay.
+            None if self.old_bytes > 0 => {
+                remove_attribute(fd.as_fd(), STAMP_NAME).map_err(|errno| Error::io("removexattr", &self.name, errno))
+            }
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn end_piece(&mut self, result: Result<usize, Errno>) {
         if let Err(errno) = result {
             self.transfer.fail(Error::io("write", &self.name, errno));
@@ -83,19 +120,71 @@ impl Shard {
             self.answers.push(Answer::Store(op.part, Ok(0), Some(op.buffer)));
             return self.release_followers(&op.keyed);
         }
-        let temp = format!("{}-{}", self.me, self.temp_number);
-        self.temp_number += 1;
-        match self.core.volume.create_temp(&temp) {
-            Ok(fd) => {
+        match self.open_file(bytes) {
+            Ok((from, old_bytes, fd)) => {
                 let transfer = Transfer::new(IoBuffer::new(op.buffer), fd);
+                let sum = (self.core.integrity != Integrity::Off).then(Sum::new);
                 let StoreOp { keyed, name, part, _queued, .. } = op;
-                self.activate_store(ActiveStore { keyed, name, temp, part, transfer, _queued });
+                self.activate_store(ActiveStore { keyed, name, from, old_bytes, part, transfer, sum, _queued });
             }
-            Err(errno) => {
-                let error = self.disk_error("create", &temp, errno, bytes);
-                self.fail_store(&op.keyed, op.part, error, bytes, Some(op.buffer));
+            Err(error) => self.fail_store(&op.keyed, op.part, error, bytes, Some(op.buffer)),
+        }
+    }
+
+    /// A file to write into, with its present length: a clean spare where there is one, else a new one.
+    fn open_file(&mut self, bytes: u64) -> Result<(Holding, u64, Rc<OwnedFd>)> {
+        while bytes > 0
+            && let Some(spare) = self.spares.take(bytes)
+        {
+            self.count_spares();
+            if let Some(fd) = self.open_spare(&spare) {
+                self.core.counts.recycled.add(1);
+                return Ok((Holding::Spare(spare.name), spare.bytes, fd));
+            }
+            discard(&self.core, spare);
+        }
+        self.sync_spares(true);
+        self.check_room(bytes)?;
+        let temp = self.next_name();
+        loop {
+            match self.core.volume.create_temp(&temp) {
+                Ok(fd) => return Ok((Holding::Temp(temp), 0, Rc::new(fd))),
+                Err(Errno::EMFILE | Errno::ENFILE) if self.descriptors.give_back() => {}
+                Err(errno) => return Err(self.disk_error("create", &temp, errno, bytes)),
             }
         }
+    }
+
+    /// The descriptor of a spare, if its file may be overwritten: it has no other name, and is private to this user. A
+    /// recovered file may be a hard link of somebody's backup.
+    fn open_spare(&self, spare: &Spare) -> Option<Rc<OwnedFd>> {
+        let fd = match &spare.fd {
+            Some(fd) => fd.clone(),
+            None => Rc::new(self.core.volume.open_spare(&spare.name).ok()?),
+        };
+        let stat = stat_fd(fd.as_fd()).ok()?;
+        let ours = stat.is_regular && stat.links == 1 && stat.mode == 0o600 && stat.owner == self.user;
+        (ours && stat.bytes == spare.bytes).then_some(fd)
+    }
+
+    /// A new file must not take the file system's last bytes: spares are given back first.
+    fn check_room(&mut self, bytes: u64) -> Result<()> {
+        let floor = self.core.min_free_bytes;
+        for give_back in [true, false] {
+            // A file system that does not tell has room until a write says otherwise.
+            let Ok((free, capacity)) = self.core.volume.free_bytes() else { return Ok(()) };
+            self.disk_is_low = free < floor.saturating_add(bytes);
+            if !self.disk_is_low {
+                break;
+            }
+            if give_back {
+                self.give_spares_back();
+            } else {
+                let free = free.saturating_sub(floor);
+                return Err(self.core.full(bytes, NoRoom { free, capacity }));
+            }
+        }
+        Ok(())
     }
 
     /// While the scan runs, a claimed key may turn out to be on disk; its claim then becomes the object.
@@ -130,12 +219,9 @@ impl Shard {
         let align = self.grid.offset_align;
         let durability = self.core.config.durability;
         let store = self.store_mut(active);
-        let len = store.transfer.len;
         if store.transfer.error.is_none()
-            && !len.is_multiple_of(align)
-            && let Err(errno) = nix::unistd::ftruncate(&*store.transfer.fd, len as i64)
+            && let Err(error) = store.trim_and_stamp(align)
         {
-            let error = Error::io("ftruncate", &store.name, errno);
             store.transfer.fail(error);
         }
         if store.transfer.error.is_some() || store.part.is_expired() {
@@ -164,7 +250,7 @@ impl Shard {
     fn publish(&mut self, active: usize) {
         let core = self.core.clone();
         let store = self.store_mut(active);
-        match core.volume.publish(&store.temp, &store.name) {
+        match core.volume.publish(&store.from, &store.name) {
             Err(errno) => {
                 let error = Error::io("rename", &store.name, errno);
                 store.transfer.fail(error);
@@ -216,8 +302,10 @@ impl Shard {
     fn finish_store(&mut self, active: usize) {
         let Active::Store(store) = self.actives.remove(active) else { unreachable!("a store's number names a store") };
         self.stores.active -= 1;
-        let ActiveStore { keyed, part, transfer, _queued, .. } = store;
+        let ActiveStore { keyed, part, transfer, sum, _queued, .. } = store;
         let bytes = transfer.len as u64;
+        let stamp = sum.map(|sum| Stamp::new(bytes, sum.finish()));
+        self.descriptors.put(keyed.key.clone(), Opened { fd: transfer.fd, stamp });
         self.core.index.commit_store(&keyed, bytes);
         self.deltas.stored(keyed.salt, bytes);
         self.core.counts.stores.add(1);
@@ -230,11 +318,11 @@ impl Shard {
     fn abandon(&mut self, active: usize) {
         let Active::Store(store) = self.actives.remove(active) else { unreachable!("a store's number names a store") };
         self.stores.active -= 1;
-        let ActiveStore { keyed, name, temp, part, transfer, _queued } = store;
-        if let Err(errno) = self.core.volume.discard_temp(&temp)
+        let ActiveStore { keyed, name, from, part, transfer, _queued, .. } = store;
+        if let Err(errno) = self.core.volume.discard(&from)
             && errno != Errno::ENOENT
         {
-            tracing::warn!(temp, %errno, "an unfinished store could not be removed; the next start will");
+            tracing::warn!(?from, %errno, "an unfinished store could not be removed; the next start will");
         }
         let bytes = transfer.len as u64;
         let deadline_ms = self.core.config.store_deadline.as_millis() as u64;
@@ -247,11 +335,12 @@ impl Shard {
     }
 
     /// A disk without room is `Full`, whichever call says so.
-    fn disk_error(&self, op: &'static str, name: &str, errno: Errno, needed: u64) -> Error {
+    fn disk_error(&mut self, op: &'static str, name: &str, errno: Errno, needed: u64) -> Error {
         match errno {
             Errno::ENOSPC | Errno::EDQUOT => {
+                self.give_spares_back();
                 let (free, capacity) = self.core.volume.free_bytes().unwrap_or((0, 0));
-                self.core.full(needed, crate::ledger::NoRoom { free, capacity })
+                self.core.full(needed, NoRoom { free, capacity })
             }
             _ => Error::io(op, name, errno),
         }

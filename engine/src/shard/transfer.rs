@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use crate::error::Error;
+use crate::integrity::Sum;
 use crate::mem::IoBuffer;
 
 /// What the file system and the configuration ask of pieces.
@@ -37,9 +38,9 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
-    pub(super) fn new(buffer: IoBuffer, fd: OwnedFd) -> Self {
+    pub(super) fn new(buffer: IoBuffer, fd: Rc<OwnedFd>) -> Self {
         let len = buffer.len();
-        Self { buffer, fd: Rc::new(fd), len, issued: 0, in_flight: 0, error: None }
+        Self { buffer, fd, len, issued: 0, in_flight: 0, error: None }
     }
 
     /// The next piece to be asked of the kernel; `None` when there is none left, or one has failed.
@@ -68,6 +69,13 @@ impl Transfer {
     /// Whether nothing is in flight and nothing will be.
     pub(super) fn is_done(&self) -> bool {
         self.in_flight == 0 && (self.issued == self.len || self.error.is_some())
+    }
+
+    /// Adds a piece, whose bytes are there, to a checksum.
+    pub(super) fn sum_piece(&self, sum: &mut Sum, piece: Piece) {
+        sum.add(piece.offset, piece.len, |offset, len, take| {
+            self.buffer.span(offset, len).with_bytes(|bytes| take(bytes))
+        });
     }
 
     /// Stops asking for more.
