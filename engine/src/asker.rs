@@ -80,5 +80,6 @@ fn serve(core: &Core, receiver: &Receiver<Ask>) {
             // The caller was told of a miss by the deadline: it will not unpin.
             core.index.unpin(std::slice::from_ref(&key));
         }
+        core.completion.lookup.flush();
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::completion::CompletionFds;
 use crate::config::Config;
 use crate::counts::Counts;
 use crate::error::{Error, Result};
@@ -27,6 +28,7 @@ pub(crate) struct Core {
     pub(crate) ledger: Ledger,
     pub(crate) hub: Arc<Hub>,
     pub(crate) recovery: Recovery,
+    pub(crate) completion: Arc<CompletionFds>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) pool: Pool,
     pub(crate) registry: BufferRegistry,

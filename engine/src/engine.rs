@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 
 use crate::asker::{Ask, Asker};
-use crate::completion::{CompletionFd, Signal};
+use crate::completion::{CompletionFds, Signal};
 use crate::config::Config;
 use crate::core::Core;
 use crate::counts::Counts;
@@ -133,9 +133,6 @@ pub struct Engine {
     scan: Option<JoinHandle<()>>,
     asker: Asker,
     watchdog: Watchdog,
-    store_fd: Arc<CompletionFd>,
-    lookup_fd: Arc<CompletionFd>,
-    load_fd: Arc<CompletionFd>,
     tickets: AtomicU64,
 }
 
@@ -169,8 +166,9 @@ impl Engine {
         register(&registry, ptr, len)?;
         let hub = Arc::new(Hub::new());
         let counts = Arc::new(Counts::default());
-        let watchdog =
-            Watchdog::start(&[config.store_deadline, config.load_deadline, config.lookup_deadline], counts.clone());
+        let completion = Arc::new(CompletionFds::new()?);
+        let deadlines = [config.store_deadline, config.load_deadline, config.lookup_deadline];
+        let watchdog = Watchdog::start(&deadlines, counts.clone(), completion.clone());
         let watchdog = watchdog.map_err(|e| {
             Error::io("spawn", "(deadline thread)", nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0)))
         })?;
@@ -187,6 +185,7 @@ impl Engine {
             index: Arc::new(Index::new(hub.clone())),
             hub,
             recovery: Recovery::default(),
+            completion,
             counts,
             registry,
             pool,
@@ -203,9 +202,6 @@ impl Engine {
             scan: None,
             asker: Asker::default(),
             watchdog,
-            store_fd: Arc::new(CompletionFd::new()?),
-            lookup_fd: Arc::new(CompletionFd::new()?),
-            load_fd: Arc::new(CompletionFd::new()?),
             tickets: AtomicU64::new(1),
             core,
         };
@@ -266,8 +262,9 @@ impl Engine {
         self.tickets.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Wakes each shard that got something.
+    /// Wakes each shard that got something, and tells of what was answered at once.
     fn ring(&self, touched: u64) {
+        self.core.completion.flush();
         for (number, mailbox) in self.core.mailboxes.iter().enumerate() {
             if touched & (1 << number) != 0 {
                 mailbox.ring();
@@ -281,7 +278,8 @@ impl Engine {
     /// Returns at once; the buffers come back with the results.
     pub fn store(&self, batch: Vec<(ObjectKey, Buffer)>) -> Ticket<StoreReport> {
         let count = batch.len();
-        let (ticket, parts) = self.open_batch(StoreReport::open(count), count, LINE_STORE, Signal::to(&self.store_fd));
+        let (ticket, parts) =
+            self.open_batch(StoreReport::open(count), count, LINE_STORE, Signal::to(&self.core.completion.store));
         let core = &self.core;
         let mut admitted = core.admit(count);
         // While the scan runs, what is used is not known: stores under a capacity wait for it.
@@ -364,7 +362,8 @@ impl Engine {
         let hits = sizes.iter().flatten().count();
         if recovered || hits == keys.len() || core.closing.load(Ordering::Acquire) {
             core.count_lookups(&sizes);
-            Signal::to(&self.lookup_fd).raise();
+            Signal::to(&core.completion.lookup).note();
+            core.completion.lookup.flush();
             return Ticket::ready(self.next_id(), LookupReport { sizes });
         }
         self.ask(keys, sizes)
@@ -374,7 +373,7 @@ impl Engine {
     fn ask(&self, keys: &[ObjectKey], sizes: Vec<Option<u64>>) -> Ticket<LookupReport> {
         let core = &self.core;
         let report = LookupReport { sizes: vec![None; keys.len()] };
-        let (ticket, parts) = self.open_batch(report, keys.len(), LINE_LOOKUP, Signal::to(&self.lookup_fd));
+        let (ticket, parts) = self.open_batch(report, keys.len(), LINE_LOOKUP, Signal::to(&core.completion.lookup));
         let mut admitted = core.admit(keys.len()).ok();
         for ((key, size), part) in keys.iter().zip(sizes).zip(parts) {
             match (size, &mut admitted) {
@@ -391,6 +390,7 @@ impl Engine {
                 }
             }
         }
+        core.completion.flush();
         ticket
     }
 
@@ -400,7 +400,8 @@ impl Engine {
     /// Returns at once; the buffers come back with the results.
     pub fn load(&self, batch: Vec<(ObjectKey, Buffer)>) -> Ticket<LoadReport> {
         let count = batch.len();
-        let (ticket, parts) = self.open_batch(LoadReport::open(count), count, LINE_LOAD, Signal::to(&self.load_fd));
+        let (ticket, parts) =
+            self.open_batch(LoadReport::open(count), count, LINE_LOAD, Signal::to(&self.core.completion.load));
         let core = &self.core;
         let mut admitted = core.admit(count);
         let mut touched = 0;
@@ -519,9 +520,9 @@ impl Engine {
     /// are distinct, live as long as the engine, and work with poll, epoll and io_uring.
     pub fn event_fd(&self, class: Class) -> BorrowedFd<'_> {
         match class {
-            Class::Store => self.store_fd.arm(),
-            Class::Lookup => self.lookup_fd.arm(),
-            Class::Load => self.load_fd.arm(),
+            Class::Store => self.core.completion.store.arm(),
+            Class::Lookup => self.core.completion.lookup.arm(),
+            Class::Load => self.core.completion.load.arm(),
         }
     }
 
@@ -573,6 +574,7 @@ impl Engine {
             }
         }
         self.asker.close();
+        self.core.completion.flush();
         self.core.hub.close();
         self.watchdog.stop();
     }

@@ -90,7 +90,7 @@ impl<R: Report> Batch<R> {
         if let Some(waker) = waker {
             waker.wake();
         }
-        self.signal.raise();
+        self.signal.note();
     }
 }
 
@@ -276,7 +276,7 @@ pub(crate) fn open_batch<R: Report>(
         signal,
     });
     if count == 0 {
-        batch.signal.raise();
+        batch.signal.note();
     }
     let parts = (0..count).map(|index| Part { batch: Some(batch.clone()), index }).collect();
     (Ticket { id, inner: Inner::Pending(batch.clone()) }, parts, batch)

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::completion::CompletionFds;
 use crate::counts::Counts;
 use crate::error::Error;
 use crate::ticket::Expire;
@@ -27,6 +28,7 @@ struct Shared {
     stop: Mutex<bool>,
     stopped: Condvar,
     counts: Arc<Counts>,
+    completion: Arc<CompletionFds>,
 }
 
 /// The thread, and a line for each deadline.
@@ -37,9 +39,13 @@ pub(crate) struct Watchdog {
 
 impl Watchdog {
     /// Starts the thread; line `i` has `deadlines[i]`.
-    pub(crate) fn start(deadlines: &[Duration], counts: Arc<Counts>) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        deadlines: &[Duration],
+        counts: Arc<Counts>,
+        completion: Arc<CompletionFds>,
+    ) -> std::io::Result<Self> {
         let lines = deadlines.iter().map(|deadline| Line { deadline: *deadline, waiting: Mutex::default() }).collect();
-        let shared = Arc::new(Shared { lines, stop: Mutex::new(false), stopped: Condvar::new(), counts });
+        let shared = Arc::new(Shared { lines, stop: Mutex::new(false), stopped: Condvar::new(), counts, completion });
         let thread = std::thread::Builder::new().name("saltern-deadline".into()).spawn({
             let shared = shared.clone();
             move || shared.run()
@@ -76,6 +82,7 @@ impl Shared {
             for line in &self.lines {
                 self.expire(line);
             }
+            self.completion.flush();
         }
     }
 

@@ -44,6 +44,9 @@ use spares::{Spare, Spares};
 use store::ActiveStore;
 use transfer::{Grid, Piece, Transfer};
 
+/// Loads begun in one turn of the loop: the first ones should not wait in the queue while the last are opened.
+const LOAD_STARTS_PER_TURN: usize = 8;
+
 /// New files made in one turn of the loop: a create takes tens of microseconds, for which loads would wait.
 const STORE_STARTS_PER_TURN: usize = 4;
 
@@ -241,6 +244,8 @@ impl Shard {
     pub(crate) fn run(&mut self) -> Result<()> {
         let mut completions = Vec::new();
         loop {
+            // Callers prepare what comes next while this thread goes on.
+            self.answer();
             self.take_commands();
             self.start();
             self.issue();
@@ -306,10 +311,13 @@ impl Shard {
     /// Opens files for what waits, loads first.
     fn start(&mut self) {
         let depth = self.core.config.depth;
+        let mut starts = 0;
         while self.loads.active < depth
+            && starts < LOAD_STARTS_PER_TURN
             && let Some(op) = self.waiting_loads.pop_front()
         {
             self.start_load(op);
+            starts += 1;
         }
         let mut starts = 0;
         while self.stores.active < depth
@@ -458,6 +466,7 @@ impl Shard {
                 Answer::Delete(part, result) => drop(part.answer(result)),
             }
         }
+        self.core.completion.flush();
     }
 
     fn apply_deltas(&mut self) {
@@ -480,5 +489,10 @@ impl Drop for Shard {
             self.core.failed.store(true, Ordering::Release);
         }
         while self.core.mailboxes[self.me].pop().is_some() {}
+        self.waiting_loads.clear();
+        self.waiting_stores.clear();
+        self.followers.clear();
+        self.answers.clear();
+        self.core.completion.flush();
     }
 }

@@ -1,0 +1,160 @@
+//! The report, as JSON has it. Names end in their unit. Names that are in version 1 of the schema stay;
+//! fields may be added.
+
+use std::path::Path;
+
+use saltern::Layout;
+use serde::{Deserialize, Serialize};
+
+use crate::phases::Phase;
+
+/// Version of the schema.
+pub const SCHEMA: u32 = 1;
+
+/// A whole run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Version of saltern.
+    pub version: String,
+    /// When the run started, seconds since 1970.
+    pub started_unix_seconds: u64,
+    /// Wall time of all of it, preparation and verification included.
+    pub seconds: f64,
+    /// Where it ran.
+    pub machine: Machine,
+    /// On what it ran.
+    pub volume: Volume,
+    /// One entry a phase, object size and variant, in the order in which they ran.
+    pub results: Vec<PhaseResult>,
+    /// What a reader has to know to judge the figures.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// Operations with a wrong outcome, wrong bytes included.
+    pub fn errors(&self) -> u64 {
+        self.results.iter().map(|result| result.errors).sum()
+    }
+}
+
+/// The machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Machine {
+    /// Model of the processor.
+    pub cpu: String,
+    /// CPUs that this process may use.
+    pub cores: usize,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// Main memory.
+    pub memory_bytes: u64,
+}
+
+/// The directory, and how the engine used it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Volume {
+    /// The directory in which the scratch directory was made.
+    pub dir: String,
+    /// Its file system.
+    pub fs: String,
+    /// Whether I/O bypassed the page cache.
+    pub direct_io: bool,
+    /// What addresses have to be a multiple of.
+    pub memory_align_bytes: u32,
+    /// What offsets and lengths have to be a multiple of.
+    pub offset_align_bytes: u32,
+    /// How the engine's rings had buffers registered.
+    pub fixed_buffers: String,
+    /// Features of the engine's rings.
+    pub ring: Vec<String>,
+    /// Shards of the engine.
+    pub shards: usize,
+    /// Objects larger than this were split.
+    pub segment_bytes: usize,
+}
+
+impl Volume {
+    /// Takes from an engine what it says of its volume.
+    pub fn new(parent: &Path, status: &saltern::Status, segment_bytes: usize) -> Self {
+        let first = status.shards.first();
+        Self {
+            dir: parent.display().to_string(),
+            fs: status.volume.file_system.clone(),
+            direct_io: status.volume.direct_io,
+            memory_align_bytes: status.volume.memory_align_bytes,
+            offset_align_bytes: status.volume.offset_align_bytes,
+            fixed_buffers: first.map_or_else(String::new, |shard| shard.fixed_buffers.to_owned()),
+            ring: first.map_or_else(Vec::new, |shard| shard.ring.iter().map(|flag| (*flag).to_owned()).collect()),
+            shards: status.shards.len(),
+            segment_bytes,
+        }
+    }
+}
+
+/// Quantiles of latencies, from submission to results in hand, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct LatencyUs {
+    /// Median.
+    pub p50: f64,
+    /// 90%.
+    pub p90: f64,
+    /// 99%.
+    pub p99: f64,
+    /// 99.9%.
+    pub p999: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+/// One phase at one object size.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PhaseResult {
+    /// The phase.
+    pub phase: Phase,
+    /// Which part of it, where it has parts; lookup: `present`, `absent`, `present-busy`, `absent-busy`.
+    pub variant: Option<String>,
+    /// How keys became names.
+    pub layout: Layout,
+    /// Bytes of one object.
+    pub object_bytes: u64,
+    /// Objects (lookup: keys) in the timed part.
+    pub objects: u64,
+    /// Tickets in flight, of one object each (lookup: one, of 32 keys).
+    pub depth: usize,
+    /// Slices that the timed part was cut into, with the ceiling measured between them.
+    pub rounds: usize,
+    /// Wall time of the timed part.
+    pub seconds: f64,
+    /// Payload throughput; null where no payload moves.
+    pub mib_per_s: Option<f64>,
+    /// Objects (lookup: keys) a second.
+    pub objects_per_s: f64,
+    /// Latency of one ticket (restart: of one open).
+    pub latency_us: LatencyUs,
+    /// User and system time of the timed part, of the whole process (lookup: of the looking thread).
+    pub cpu_seconds: f64,
+    /// CPU time for 10^9 bytes; null where no payload moves.
+    pub cpu_seconds_per_gb: Option<f64>,
+    /// What the device did beside it, with as much memory, all rounds together; null where there is no ceiling.
+    pub ceiling_mib_per_s: Option<f64>,
+    /// CPU time of the ceiling for 10^9 bytes.
+    pub ceiling_cpu_seconds_per_gb: Option<f64>,
+    /// As `ceiling_mib_per_s`, but with few buffers that stay in the CPU's cache: no phase can do that.
+    pub ceiling_reused_mib_per_s: Option<f64>,
+    /// Throughput by ceiling: the median over the rounds of each round's ratio.
+    pub ratio: Option<f64>,
+    /// Each round's ratio.
+    pub ratio_rounds: Vec<f64>,
+    /// Keys a second (lookup alone).
+    pub keys_per_s: Option<f64>,
+    /// Keys for one second of the looking thread's CPU time (lookup alone).
+    pub keys_per_cpu_s: Option<f64>,
+    /// Bytes that were read back and compared after the timed part.
+    pub verified_bytes: u64,
+    /// Operations with a wrong outcome, wrong bytes included.
+    pub errors: u64,
+    /// The first few of them.
+    pub error_examples: Vec<String>,
+}

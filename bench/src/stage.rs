@@ -1,0 +1,227 @@
+//! What the phases of one object size share: an engine on a directory of its own, keys, memory, and the ceiling.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::unistd::syncfs;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use saltern::{Config, Engine, ObjectKey, Scope, kv_rank};
+
+use crate::arena::{Arena, ArenaEngine};
+use crate::ceiling::{Kind, Memory, Rig, Sample, TestFile};
+use crate::error::{Error, Result};
+use crate::options::Options;
+use crate::payload::mix;
+use crate::plan::SizePlan;
+use crate::run::Hooks;
+use crate::tally::{Ceiling, Problems, Tally};
+use crate::transfer::{Mover, compare, poison, prepare};
+
+/// See the module.
+pub(crate) struct Stage<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) plan: SizePlan,
+    pub(crate) hooks: Hooks<'a>,
+    pub(crate) arena: &'a mut Arena,
+    pub(crate) keys: Vec<ObjectKey>,
+    /// Objects that were stored: the first ones of `keys`.
+    pub(crate) stored: usize,
+    /// What a reader has to know to judge the figures.
+    pub(crate) notes: Vec<String>,
+    scope: Arc<Scope>,
+    config: Config,
+    engine: Option<ArenaEngine>,
+    file: &'a TestFile,
+    rig: Rig,
+    /// Offsets of the ceiling's objects, each once, in random order.
+    blocks: Vec<u64>,
+    next_block: usize,
+}
+
+impl<'a> Stage<'a> {
+    /// Opens an engine on `dir`, which does not exist yet.
+    pub(crate) fn new(
+        options: &'a Options,
+        plan: SizePlan,
+        hooks: Hooks<'a>,
+        arena: &'a mut Arena,
+        file: &'a TestFile,
+        dir: PathBuf,
+    ) -> Result<Self> {
+        let config = config(options, &plan, dir);
+        let rig = Rig::new(plan.object_bytes, config.segment_bytes, plan.depth, plan.slice)?;
+        let mut blocks: Vec<u64> = (0..file.bytes() / rig.object_bytes() as u64).collect();
+        blocks.iter_mut().for_each(|block| *block *= rig.object_bytes() as u64);
+        blocks.shuffle(&mut StdRng::seed_from_u64(options.seed));
+        let scope = Scope::new("saltern/bench", kv_rank(1, 0, 1, 0), 0, "").map_err(saltern::Error::from)?;
+        let keys = keys(&scope, options.seed, 0..plan.objects as u64)?;
+        arena.cut(plan.object_bytes, plan.slice);
+        let mut notes = Vec::new();
+        if !rig.has_fixed_buffers() {
+            notes.push("the ceiling is measured without fixed buffers: the memlock limit is too low".to_owned());
+        }
+        let engine = Some(arena.lend_to(Engine::open(config.clone())?)?);
+        let (stored, next_block) = (0, 0);
+        Ok(Self {
+            options,
+            plan,
+            hooks,
+            arena,
+            keys,
+            stored,
+            notes,
+            scope,
+            config,
+            engine,
+            file,
+            rig,
+            blocks,
+            next_block,
+        })
+    }
+
+    /// The engine.
+    pub(crate) fn engine(&self) -> &Engine {
+        self.engine.as_ref().expect("it is only away inside of `reopen`")
+    }
+
+    /// Closes the engine, and opens it again with `open`.
+    pub(crate) fn reopen<T>(&mut self, open: impl FnOnce(Config) -> Result<(Engine, T)>) -> Result<T> {
+        if let Some(engine) = self.engine.take() {
+            engine.close();
+        }
+        let (engine, outcome) = open(self.config.clone())?;
+        self.engine = Some(self.arena.lend_to(engine)?);
+        Ok(outcome)
+    }
+
+    /// Objects larger than this are split.
+    pub(crate) fn segment_bytes(&self) -> usize {
+        self.config.segment_bytes
+    }
+
+    /// Keys that no object has.
+    pub(crate) fn absent_keys(&self, count: usize) -> Result<Vec<ObjectKey>> {
+        const FIRST: u64 = 1 << 40;
+        keys(&self.scope, self.options.seed, FIRST..FIRST + count as u64)
+    }
+
+    /// A fixed random order of the stored objects.
+    pub(crate) fn shuffled(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.stored).collect();
+        order.shuffle(&mut StdRng::seed_from_u64(self.options.seed + 1));
+        order
+    }
+
+    /// Cuts `count` objects into rounds.
+    pub(crate) fn rounds(&self, count: usize) -> Vec<Range<usize>> {
+        (0..count).step_by(self.plan.slice).map(|start| start..count.min(start + self.plan.slice)).collect()
+    }
+
+    /// Measures the ceiling with as many objects as the round beside it has. What is waiting to be written, from
+    /// earlier rounds, is written before.
+    pub(crate) fn ceiling(&mut self, kind: Kind, objects: usize) -> Result<Ceiling> {
+        self.settle()?;
+        let reused = self.sample(kind, Memory::Reused, objects)?;
+        Ok(Ceiling { spread: self.sample(kind, Memory::Spread, objects)?, reused })
+    }
+
+    fn sample(&mut self, kind: Kind, memory: Memory, objects: usize) -> Result<Sample> {
+        let wanted = objects.min(self.blocks.len());
+        if self.next_block + wanted > self.blocks.len() {
+            self.next_block = 0;
+        }
+        let offsets = &self.blocks[self.next_block..self.next_block + wanted];
+        self.next_block += wanted;
+        self.rig.run(self.file, kind, memory, offsets, self.hooks.cancel)
+    }
+
+    /// Waits until the file system has nothing left to write.
+    pub(crate) fn settle(&self) -> Result<()> {
+        let dir = std::fs::File::open(&self.config.dir).map_err(|error| Error::io("open", &self.config.dir, error))?;
+        syncfs(&dir).map_err(|errno| Error::io("syncfs", &self.config.dir, errno))
+    }
+
+    /// Moves objects between the engine and the arena.
+    pub(crate) fn mover(&mut self) -> (Mover<'_>, &mut Arena) {
+        let mover = Mover {
+            engine: self.engine.as_ref().expect("it is only away inside of `reopen`"),
+            keys: &self.keys,
+            depth: self.plan.depth,
+            cancel: self.hooks.cancel,
+            stop: None,
+        };
+        (mover, self.arena)
+    }
+
+    /// Stores all objects, untimed, for a phase that needs them, unless an earlier phase has.
+    pub(crate) fn require_objects(&mut self) -> Result<()> {
+        if self.stored > 0 {
+            return Ok(());
+        }
+        self.hooks.progress.begin(&self.label("preparing"), self.plan.objects as u64);
+        let mut problems = Problems::default();
+        for round in self.rounds(self.plan.objects) {
+            let order: Vec<usize> = round.collect();
+            prepare(self.arena, self.options.seed, &order);
+            let (mover, arena) = self.mover();
+            mover.store(arena, &order, &mut problems)?;
+            self.hooks.progress.advance(order.len() as u64);
+        }
+        self.stored = self.plan.objects;
+        if let Some(first) = problems.first() {
+            self.notes.push(format!("{} objects could not be prepared; the first: {first}", problems.count()));
+        }
+        Ok(())
+    }
+
+    /// Loads all stored objects, untimed, and compares every byte.
+    pub(crate) fn verify_all(&mut self, tally: &mut Tally) -> Result<()> {
+        let seed = self.options.seed;
+        for round in self.rounds(self.stored) {
+            let order: Vec<usize> = round.collect();
+            poison(self.arena, order.len());
+            let (mover, arena) = self.mover();
+            let timed = mover.load(arena, &order, &mut tally.problems)?;
+            tally.verified_bytes += compare(arena, seed, &order, &timed.good, &mut tally.problems);
+            self.hooks.progress.advance(order.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// How a progress bar calls what is being done.
+    pub(crate) fn label(&self, what: &str) -> String {
+        let bytes = self.plan.object_bytes;
+        match bytes {
+            _ if bytes.is_multiple_of(1 << 20) => format!("{what} {}MiB", bytes >> 20),
+            _ if bytes.is_multiple_of(1 << 10) => format!("{what} {}KiB", bytes >> 10),
+            _ => format!("{what} {bytes}B"),
+        }
+    }
+}
+
+fn config(options: &Options, plan: &SizePlan, dir: PathBuf) -> Config {
+    let mut config = Config::new(dir);
+    config.layout = options.layout;
+    config.shards = options.shards;
+    // Limits that the run stays below, so that accounting is part of what is measured.
+    config.capacity_bytes = Some(2 * (plan.objects * plan.object_bytes) as u64 + (64 << 20));
+    config.max_object_bytes = config.max_object_bytes.max(plan.object_bytes as u64);
+    config.pool_bytes = config.pool_bytes.max(options.shards * 16 * config.segment_bytes);
+    config
+}
+
+/// Keys as a serving engine makes them: one scope, 32 bytes of hash.
+fn keys(scope: &Arc<Scope>, seed: u64, numbers: Range<u64>) -> Result<Vec<ObjectKey>> {
+    let key = |number| {
+        let mut hash = [0; 32];
+        for (part, bytes) in hash.chunks_exact_mut(8).enumerate() {
+            bytes.copy_from_slice(&mix(mix(seed ^ mix(part as u64)).wrapping_add(number)).to_le_bytes());
+        }
+        scope.key(&hash).map_err(|error| saltern::Error::from(error).into())
+    };
+    numbers.map(key).collect()
+}

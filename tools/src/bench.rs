@@ -1,0 +1,158 @@
+//! `saltern bench`: the arguments, the run, and its tables.
+
+use std::path::PathBuf;
+
+use saltern::Layout;
+use saltern_bench::report::{PhaseResult, Report};
+use saltern_bench::{Hooks, Options, Phase, run as run_bench};
+
+use crate::failure::{Failure, Outcome};
+use crate::human::{self, Columns};
+use crate::output::JsonArgs;
+use crate::progress::Bar;
+use crate::signals::cancel_flag;
+
+/// Arguments; the defaults are a run of all phases in less than a minute.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A scratch directory saltern-bench-XXXXXX is made in --dir, and removed at the end, also after errors and Ctrl-C (a second \
+Ctrl-C does not wait for that). The ceiling is what the same device does with one preallocated file, at the same object \
+size and depth, measured between the rounds of each phase: random overwrites for fresh, random reads for load.
+
+Exit codes: 0 no errors; 1 it could not run; 2 wrong usage; 3 it ran, and operations failed or bytes were wrong; 130 interrupted.")]
+pub(crate) struct Args {
+    /// Directory in which the scratch directory is made; its file system is what is measured
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// How keys become file names: fs, fs3, nixl, nixl3, nixl-sharded
+    #[arg(long, default_value_t = Layout::Fs)]
+    layout: Layout,
+    /// Object sizes
+    #[arg(long, value_delimiter = ',', value_parser = human::parse_size, default_value = "64KiB,256KiB,1MiB,4MiB")]
+    sizes: Vec<u64>,
+    /// Bytes of objects for each size, and of the ceiling's file [default: what fits into a minute]
+    #[arg(long, value_name = "SIZE", value_parser = human::parse_size)]
+    total: Option<u64>,
+    /// Objects in flight [default: 32, for large objects as many as make 32 MiB]
+    #[arg(long, value_name = "N")]
+    depth: Option<usize>,
+    /// Shards of the engine
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    shards: usize,
+    /// Phases: fresh, load, lookup, restart
+    #[arg(long, value_delimiter = ',', default_value = "fresh,load,lookup,restart")]
+    phases: Vec<Phase>,
+    /// Slices of each phase, with the ceiling measured between them
+    #[arg(long, value_name = "N", default_value_t = Options::default().rounds)]
+    rounds: usize,
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+pub(crate) fn run(args: Args) -> Result<Outcome, Failure> {
+    let to_usize = |bytes: &u64| usize::try_from(*bytes).map_err(Failure::new);
+    let options = Options {
+        parent: args.dir,
+        layout: args.layout,
+        sizes: args.sizes.iter().map(to_usize).collect::<Result<_, _>>()?,
+        total_bytes: args.total,
+        depth: args.depth,
+        shards: args.shards,
+        phases: args.phases,
+        rounds: args.rounds,
+        ..Options::default()
+    };
+    options.validate()?;
+    args.json.check()?;
+    let cancel = cancel_flag()?;
+    let bar = Bar::new();
+    let report = run_bench(&options, Hooks { progress: &bar, cancel: &cancel })?;
+    drop(bar);
+    args.json.finish(&report, || render(&report))?;
+    Ok(if report.errors() == 0 { Outcome::Clean } else { Outcome::Problems })
+}
+
+fn render(report: &Report) -> String {
+    let mut out = heading(report);
+    let (transfers, others): (Vec<_>, Vec<_>) = report.results.iter().partition(|result| result.mib_per_s.is_some());
+    if !transfers.is_empty() {
+        out.push_str(&format!("\n{}", transfer_table(&transfers)));
+    }
+    if !others.is_empty() {
+        out.push_str(&format!("\n{}", other_table(&others)));
+    }
+    let verified: u64 = report.results.iter().map(|result| result.verified_bytes).sum();
+    out.push_str(&format!(
+        "\n{} read back and compared, {}, {} in all\n",
+        human::size(verified),
+        human::plural(report.errors(), "error"),
+        human::seconds(report.seconds),
+    ));
+    for result in &report.results {
+        for example in &result.error_examples {
+            out.push_str(&format!("error: {} {}: {example}\n", result.phase, human::size(result.object_bytes)));
+        }
+    }
+    for note in &report.notes {
+        out.push_str(&format!("note: {note}\n"));
+    }
+    out
+}
+
+fn heading(report: &Report) -> String {
+    let (machine, volume) = (&report.machine, &report.volume);
+    let direct = if volume.direct_io { "O_DIRECT" } else { "buffered" };
+    let layout = report.results.first().map_or(Layout::Fs, |result| result.layout);
+    format!(
+        "saltern {} on {}\n{}, {}, Linux {}\n{direct} on {}, layout {layout}, {}\n",
+        report.version,
+        human::printable(&volume.dir),
+        machine.cpu,
+        human::plural(machine.cores as u64, "CPU"),
+        machine.kernel,
+        volume.fs,
+        human::plural(volume.shards as u64, "shard"),
+    )
+}
+
+fn transfer_table(results: &[&PhaseResult]) -> String {
+    let header = ["phase", "size", "MiB/s", "objects/s", "p50 us", "p99 us", "p99.9 us", "CPU s/GB", "ratio"];
+    let mut table = Columns::new(&header, 1);
+    for result in results {
+        let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), human::figure);
+        table.row([
+            result.phase.to_string(),
+            human::size(result.object_bytes),
+            optional(result.mib_per_s),
+            human::count(result.objects_per_s.round() as u64),
+            human::count(result.latency_us.p50.round() as u64),
+            human::count(result.latency_us.p99.round() as u64),
+            human::count(result.latency_us.p999.round() as u64),
+            optional(result.cpu_seconds_per_gb),
+            result.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")),
+        ]);
+    }
+    table.render() + "ratio: of what the device does with one preallocated file, measured beside it\n"
+}
+
+/// Lookups and restarts move no payload: their own table.
+fn other_table(results: &[&PhaseResult]) -> String {
+    let mut table = Columns::new(&["phase", "of size", "what", "per second", "p50 us", "p99 us", "p99.9 us"], 3);
+    for result in results {
+        let what = match (result.phase, &result.variant) {
+            (Phase::Lookup, Some(variant)) => format!("{variant} keys"),
+            (Phase::Restart, _) => human::plural(result.objects, "object"),
+            (_, variant) => variant.clone().unwrap_or_default(),
+        };
+        table.row([
+            result.phase.to_string(),
+            human::size(result.object_bytes),
+            what,
+            human::rate(result.objects_per_s),
+            human::figure(result.latency_us.p50),
+            human::figure(result.latency_us.p99),
+            human::figure(result.latency_us.p999),
+        ]);
+    }
+    table.render()
+}

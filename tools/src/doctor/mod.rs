@@ -1,0 +1,130 @@
+//! `saltern doctor`: what an engine would find on this machine and directory, and what would make it faster. One line an
+//! item. Changes nothing that stays.
+
+mod disk;
+mod system;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::failure::{Failure, Outcome};
+use crate::human;
+use crate::output::{JsonArgs, stdout_wants_color};
+
+/// Arguments.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit codes: 0 an engine works here (warnings say what makes it slow); 1 the directory cannot be read; 2 wrong usage; \
+3 an engine does not work here.")]
+pub(crate) struct Args {
+    /// The directory that an engine is to use
+    #[arg(default_value = ".")]
+    dir: PathBuf,
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+/// How an item is, from good to bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Status {
+    /// As it should be.
+    Ok,
+    /// Could be better; matters little.
+    Note,
+    /// Makes the engine slow, or will stop it one day.
+    Warn,
+    /// The engine does not work.
+    Fail,
+}
+
+impl Status {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+
+    /// As ANSI colour: green, cyan, yellow, red.
+    fn color(self) -> u8 {
+        match self {
+            Self::Ok => 32,
+            Self::Note => 36,
+            Self::Warn => 33,
+            Self::Fail => 31,
+        }
+    }
+}
+
+/// One item.
+#[derive(Debug, Clone, Serialize)]
+struct Check {
+    status: Status,
+    item: &'static str,
+    value: String,
+    /// What to change; null where nothing is to be.
+    advice: Option<String>,
+}
+
+impl Check {
+    fn ok(item: &'static str, value: impl Into<String>) -> Self {
+        Self { status: Status::Ok, item, value: value.into(), advice: None }
+    }
+
+    fn new(status: Status, item: &'static str, value: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { status, item, value: value.into(), advice: Some(advice.into()) }
+    }
+}
+
+/// The JSON. Version 1 of the schema; fields may be added.
+#[derive(Debug, Serialize)]
+struct Diagnosis {
+    schema: u32,
+    dir: String,
+    /// The worst of the checks.
+    status: Status,
+    checks: Vec<Check>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Outcome, Failure> {
+    let dir = args.dir.canonicalize().map_err(|error| Failure::directory(&args.dir, &error))?;
+    std::fs::read_dir(&dir).map_err(|error| Failure::directory(&dir, &error))?;
+    let mut checks = system::checks();
+    checks.extend(disk::checks(&dir));
+    checks.push(would_use(&checks));
+    let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
+    let diagnosis = Diagnosis { schema: 1, dir: dir.display().to_string(), status, checks };
+    args.json.finish(&diagnosis, || render(&diagnosis))?;
+    Ok(if status == Status::Fail { Outcome::Problems } else { Outcome::Clean })
+}
+
+/// What all of this comes to.
+fn would_use(checks: &[Check]) -> Check {
+    const ITEM: &str = "engine";
+    let find = |item| checks.iter().find(|check| check.item == item);
+    let is_good = |item| find(item).is_some_and(|check| check.status <= Status::Note);
+    if checks.iter().any(|check| check.status == Status::Fail) {
+        return Check::new(Status::Fail, ITEM, "would not start", "see the lines marked `fail`");
+    }
+    let direct = if is_good(disk::DIRECT_IO) { "O_DIRECT" } else { "buffered I/O" };
+    let buffers = if is_good(system::MEMLOCK) { "fixed buffers" } else { "plain buffers, if the pool passes memlock" };
+    let shards = system::recommended_shards();
+    Check::ok(ITEM, format!("would use {direct}, {buffers}, {}", human::plural(shards as u64, "shard")))
+}
+
+fn render(diagnosis: &Diagnosis) -> String {
+    let with_color = stdout_wants_color();
+    let items = diagnosis.checks.iter().map(|check| check.item.len()).max().unwrap_or(0);
+    let mut out = format!("{}\n", human::printable(&diagnosis.dir));
+    for Check { status, item, value, advice } in &diagnosis.checks {
+        let word = format!("{:<4}", status.word());
+        let word = if with_color { format!("\x1b[{}m{word}\x1b[0m", status.color()) } else { word };
+        let advice = advice.as_ref().map_or_else(String::new, |advice| format!("; {advice}"));
+        out.push_str(&format!("{word}  {item:<items$}  {}{advice}\n", human::printable(value)));
+    }
+    out
+}

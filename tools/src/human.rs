@@ -1,0 +1,189 @@
+//! Sizes, numbers, times, names and tables as people read and write them.
+
+use std::fmt::Write as _;
+
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
+
+const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+/// Parses `4096`, `256KiB`, `1.5GiB`; `K`, `M`, `G` and `T` stand for the same, `KB`, `MB`, `GB` and `TB` are decimal.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a size; write 4096, 256KiB, 4MiB or 1GiB");
+    let text_without_spaces = text.trim();
+    let digits =
+        text_without_spaces.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text_without_spaces.len());
+    let (number, unit) = text_without_spaces.split_at(digits);
+    let factor: u64 = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err(wrong()),
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(factor).ok_or_else(|| format!("{text:?} is too large"));
+    }
+    match number.parse::<f64>() {
+        Ok(fraction) if factor > 1 && fraction * (factor as f64) < u64::MAX as f64 => {
+            Ok((fraction * factor as f64) as u64)
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// `256KiB` where that is exact, else `1.5GiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    match UNITS.into_iter().find(|(_, factor)| bytes >= *factor) {
+        None => format!("{bytes}B"),
+        Some((unit, factor)) if bytes.is_multiple_of(factor) => format!("{}{unit}", bytes / factor),
+        Some((unit, factor)) => format!("{:.1}{unit}", bytes as f64 / factor as f64),
+    }
+}
+
+/// `1,234,567`.
+pub(crate) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A figure with about three digits: `0.123`, `12.3`, `1,234`.
+pub(crate) fn figure(value: f64) -> String {
+    match value {
+        value if value >= 99.95 => count(value.round() as u64),
+        value if value >= 9.995 => format!("{value:.1}"),
+        value if value >= 1.0 => format!("{value:.2}"),
+        value => format!("{value:.3}"),
+    }
+}
+
+/// `5.1M`, `340k`: rates of lookups.
+pub(crate) fn rate(per_second: f64) -> String {
+    match per_second {
+        rate if rate >= 1e6 => format!("{:.1}M", rate / 1e6),
+        rate if rate >= 1e4 => format!("{:.0}k", rate / 1e3),
+        rate => figure(rate),
+    }
+}
+
+/// `850us`, `12.3ms`, `1.23s`, `2min 5s`.
+pub(crate) fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 1e-3 => format!("{:.0}us", s * 1e6),
+        s if s < 1.0 => format!("{:.1}ms", s * 1e3),
+        s if s < 60.0 => format!("{s:.2}s"),
+        s => format!("{}min {:.0}s", (s / 60.0).floor(), s % 60.0),
+    }
+}
+
+/// `1 object`, `2 objects`, `2 entries`.
+pub(crate) fn plural(number: u64, one: &str) -> String {
+    match (number, one.strip_suffix('y')) {
+        (1, _) => format!("1 {one}"),
+        (_, Some(stem)) => format!("{} {stem}ies", count(number)),
+        (_, None) => format!("{} {one}s", count(number)),
+    }
+}
+
+/// A name from a directory, harmless on a terminal.
+pub(crate) fn printable(name: &str) -> String {
+    name.chars().fold(String::with_capacity(name.len()), |mut out, c| {
+        if c.is_control() {
+            let _ = write!(out, "{}", c.escape_default());
+        } else {
+            out.push(c);
+        }
+        out
+    })
+}
+
+/// A table without lines: the first `texts` columns are text, the others figures.
+pub(crate) struct Columns {
+    table: Table,
+    texts: usize,
+}
+
+impl Columns {
+    pub(crate) fn new(header: &[&str], texts: usize) -> Self {
+        let mut table = Table::new();
+        table.load_preset("     --            ").set_content_arrangement(ContentArrangement::Disabled);
+        let mut this = Self { table, texts };
+        let header = this.cells(header.iter().map(|name| (*name).to_owned()));
+        this.table.set_header(header);
+        this
+    }
+
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        let cells = self.cells(cells);
+        self.table.add_row(cells);
+    }
+
+    fn cells(&self, cells: impl IntoIterator<Item = String>) -> Vec<Cell> {
+        let align = |at| if at < self.texts { CellAlignment::Left } else { CellAlignment::Right };
+        cells.into_iter().enumerate().map(|(at, cell)| Cell::new(cell).set_alignment(align(at))).collect()
+    }
+
+    /// The lines, without blanks at their ends.
+    pub(crate) fn render(mut self) -> String {
+        for (at, column) in self.table.column_iter_mut().enumerate() {
+            // The preset puts a blank between columns too.
+            column.set_padding((u16::from(at > 0), 0));
+        }
+        self.table.lines().fold(String::new(), |mut out, line| {
+            out.push_str(line.trim_end());
+            out.push('\n');
+            out
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_written() {
+        let sizes =
+            [("0", 0), ("4096", 4096), ("64KiB", 65_536), ("1.5MiB", 1_572_864), ("2 GiB", 2 << 30), ("1TiB", 1 << 40)];
+        for (text, bytes) in sizes {
+            assert_eq!(parse_size(text), Ok(bytes));
+        }
+        assert_eq!((parse_size("64k"), parse_size("1MB"), parse_size("7b")), (Ok(65_536), Ok(1_000_000), Ok(7)));
+        for wrong in ["", "KiB", "1.5", "-1", "1XiB", "1 2", "1e3", "99999999TiB", "0x10"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+        let written = [0, 1023, 1 << 10, 262_144, 1_572_864, 5 << 40].map(size);
+        assert_eq!(written, ["0B", "1023B", "1KiB", "256KiB", "1.5MiB", "5TiB"]);
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0.04, 1.0, 12.34, 99.96, 1234.5].map(figure), ["0.040", "1.00", "12.3", "100", "1,235"]);
+        assert_eq!([12.0, 250_000.0, 5_130_000.0].map(rate), ["12.0", "250k", "5.1M"]);
+        assert_eq!([0.000_5, 0.012, 1.5, 125.0].map(seconds), ["500us", "12.0ms", "1.50s", "2min 5s"]);
+        assert_eq!((plural(1, "object"), plural(2000, "object")), ("1 object".into(), "2,000 objects".into()));
+        assert_eq!((plural(1, "entry"), plural(0, "entry")), ("1 entry".into(), "0 entries".into()));
+        assert_eq!(printable("a\x1b[31m\nb é"), "a\\u{1b}[31m\\nb é");
+    }
+
+    #[test]
+    fn tables_align() {
+        let mut table = Columns::new(&["name", "n"], 1);
+        table.row(["a".into(), "1".into()]);
+        table.row(["long".into(), "1000".into()]);
+        let lines: Vec<_> = table.render().lines().map(str::to_owned).collect();
+        assert_eq!(lines, ["name     n", "----------", "a        1", "long  1000"]);
+    }
+}

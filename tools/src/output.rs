@@ -1,0 +1,63 @@
+//! Results on their way out: stdout, and JSON files.
+
+use std::ffi::OsStr;
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Where the JSON goes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct JsonArgs {
+    /// Write the results as JSON to this file; `-` writes them to stdout, in place of the tables
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl JsonArgs {
+    /// Writes the JSON where it was asked for, and the text unless JSON took its place.
+    pub(crate) fn finish(&self, report: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
+        let Some(path) = &self.json else { return print(&text()) };
+        let mut json = serde_json::to_string_pretty(report).map_err(Failure::new)?;
+        json.push('\n');
+        if path.as_os_str() == OsStr::new("-") {
+            return print(&json);
+        }
+        print(&text())?;
+        std::fs::write(path, json).map_err(|error| unwritable(path, &error))
+    }
+
+    /// Fails early where the file cannot be written, before a long run.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        match &self.json {
+            Some(path) if path.as_os_str() != OsStr::new("-") => std::fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+                .map(drop)
+                .map_err(|error| unwritable(path, &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(format_args!("{}: {error}", path.display())).hint("choose another file for --json")
+}
+
+/// Writes to stdout. A reader that has gone away (`| head`) is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::new(format_args!("stdout: {error}"))),
+        _ => Ok(()),
+    }
+}
+
+/// Whether stdout gets colours: on a terminal, unless `NO_COLOR` is set.
+pub(crate) fn stdout_wants_color() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}

@@ -1,0 +1,140 @@
+//! `saltern bench` end to end, tiny. No timings are asserted.
+
+mod common;
+
+use std::io::Read;
+use std::process::Stdio;
+
+use common::{command, saltern, temp_dir};
+use serde_json::Value;
+
+const PHASES: [&str; 7] =
+    ["fresh", "load", "lookup present", "lookup absent", "lookup present-busy", "lookup absent-busy", "restart"];
+
+fn name(result: &Value) -> String {
+    let phase = result["phase"].as_str().unwrap();
+    result["variant"].as_str().map_or_else(|| phase.to_owned(), |variant| format!("{phase} {variant}"))
+}
+
+#[test]
+fn all_phases_run_and_verify_in_every_layout() {
+    for layout in ["fs", "fs3", "nixl", "nixl3", "nixl-sharded"] {
+        let dir = temp_dir();
+        let args = ["bench", "--sizes", "64KiB,1MiB", "--total", "4MiB", "--layout", layout, "--json", "out.json"];
+        let ran = saltern(dir.path(), &args);
+        assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+        assert!(ran.stdout.lines().skip(1).all(|line| line.chars().count() <= 80), "{}", ran.stdout);
+        assert!(ran.stdout.contains("ratio: of what") && ran.stdout.contains(" 0 errors"), "{}", ran.stdout);
+        assert_eq!(ran.stderr, "");
+
+        let report: Value = serde_json::from_slice(&std::fs::read(dir.path().join("out.json")).unwrap()).unwrap();
+        assert_eq!(report["schema"], 1);
+        assert!(report["machine"]["cores"].as_u64().unwrap() > 0);
+        assert!(!report["volume"]["fs"].as_str().unwrap().is_empty());
+        let results = report["results"].as_array().unwrap();
+        let names: Vec<_> = results.iter().map(name).collect();
+        assert_eq!(names, [PHASES, PHASES].concat());
+        for (result, name) in results.iter().zip(names) {
+            assert_eq!((&result["errors"], &result["layout"]), (&Value::from(0), &Value::from(layout)), "{result}");
+            let moves = name == "fresh" || name == "load";
+            for field in ["mib_per_s", "cpu_seconds_per_gb", "ceiling_mib_per_s", "ratio"] {
+                assert_eq!(result[field].as_f64().is_some_and(|value| value >= 0.0), moves, "{field} of {result}");
+            }
+            for field in ["seconds", "objects_per_s"] {
+                assert!(result[field].as_f64().unwrap() > 0.0, "{field} of {result}");
+            }
+            let latency = |quantile: &str| result["latency_us"][quantile].as_f64().unwrap();
+            let quantiles = ["p50", "p90", "p99", "p999", "max"].map(latency);
+            assert!(quantiles[0] > 0.0 && quantiles.is_sorted(), "{result}");
+            let is_verified = result["verified_bytes"].as_u64().unwrap() > 0;
+            assert_eq!(is_verified, moves || name == "restart" || name.ends_with("busy"), "{result}");
+            assert_eq!(result["keys_per_s"].is_number(), name.starts_with("lookup"), "{result}");
+        }
+        assert_eq!(results[0]["verified_bytes"], 4 << 20);
+        assert_eq!((&results[0]["objects"], &results[7]["objects"]), (&Value::from(64), &Value::from(4)));
+        // The scratch directory is gone.
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["out.json"]);
+    }
+}
+
+#[test]
+fn phases_run_alone_with_odd_sizes_and_json_on_stdout() {
+    let dir = temp_dir();
+    for phase in ["fresh", "load", "lookup", "restart"] {
+        let args = [
+            "bench", "--phases", phase, "--sizes", "5001", "--total", "100KiB", "--depth", "3", "--shards", "2",
+            "--rounds", "2", "--json", "-",
+        ];
+        let ran = saltern(dir.path(), &args);
+        assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+        let report = ran.json();
+        let results = report["results"].as_array().unwrap();
+        assert!(results.iter().all(|result| result["phase"] == phase && result["errors"] == 0), "{report:#}");
+        assert_eq!(results[0]["object_bytes"], 5001);
+        assert_eq!(report["volume"]["shards"], 2);
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_apart_from_failure() {
+    let dir = temp_dir();
+    let run = |args: &[&str]| saltern(dir.path(), &[&["bench"], args].concat());
+    let wrong: [(&[&str], &str); 7] = [
+        (&["--phases", "warp"], "there are fresh, load, lookup, restart"),
+        (&["--phases", "fresh,steady"], "there is no phase \"steady\""),
+        (&["--sizes", "12XB"], "is not a size"),
+        (&["--layout", "zip"], "unknown layout"),
+        (&["--depth", "0"], "a depth of 0"),
+        (&["--total", "1KiB"], "holds no object"),
+        (&["--no-such-option"], "--no-such-option"),
+    ];
+    for (args, message) in wrong {
+        let ran = run(args);
+        assert_eq!(ran.code, 2, "{args:?}: {}", ran.stderr);
+        assert!(ran.stderr.starts_with("error: ") && ran.stderr.contains(message), "{args:?}: {}", ran.stderr);
+        assert_eq!(ran.stdout, "");
+    }
+    let missing = run(&["--dir", "no/such/directory"]);
+    assert_eq!(missing.code, 1, "{}", missing.stderr);
+    assert!(missing.stderr.contains("no/such/directory") && missing.stderr.contains("\nhint: "), "{}", missing.stderr);
+    let too_much = run(&["--total", "4000TiB"]);
+    assert_eq!(too_much.code, 1, "{}", too_much.stderr);
+    assert!(too_much.stderr.contains("MiB free") && too_much.stderr.contains("--total"), "{}", too_much.stderr);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    assert_eq!(run(&["--help"]).code, 0);
+}
+
+#[test]
+fn an_interrupt_cleans_up() {
+    let dir = temp_dir();
+    let mut child = command(dir.path(), &["bench", "--sizes", "64KiB", "--total", "256MiB", "--rounds", "50"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The scratch directory says that it has begun.
+    while std::fs::read_dir(dir.path()).unwrap().count() == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended without having begun");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    let code = child.wait().unwrap().code();
+    assert_eq!((code, stderr.lines().next()), (Some(130), Some("error: interrupted")));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    let dir = temp_dir();
+    let mut child = command(dir.path(), &["bench", "--sizes", "64KiB", "--total", "256KiB", "--phases", "fresh"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
