@@ -33,6 +33,9 @@ const HOME_SHIFT: u32 = 46;
 /// Unit of leases. 32 bits of it compare correctly over 248 days.
 const LEASE_TICK: Duration = Duration::from_millis(10);
 
+/// Longest lease, 124 days: half of what compares correctly. Longer ones are cut to it.
+const LEASE_TICKS_MAX: u32 = i32::MAX as u32 / 2;
+
 /// A key as the index addresses it: resolved once when it enters the engine, then carried along.
 #[derive(Debug, Clone)]
 pub(crate) struct Keyed {
@@ -223,7 +226,8 @@ impl Index {
     /// Looks keys up and pins those found for `lease`. Gives each key's size, in order.
     pub(crate) fn lookup_and_pin(&self, keys: &[ObjectKey], lease: Duration) -> Vec<Option<u64>> {
         let now = self.now_ticks();
-        let until = now.wrapping_add((lease.as_millis() / LEASE_TICK.as_millis()) as u32).wrapping_add(1);
+        let ticks = (lease.as_millis() / LEASE_TICK.as_millis()).min(LEASE_TICKS_MAX.into()) as u32;
+        let until = now.wrapping_add(ticks + 1);
         let mut scope: Option<(&Arc<Scope>, Option<u32>)> = None;
         keys.iter()
             .map(|key| {

@@ -53,6 +53,16 @@ impl Deltas {
         Self::default()
     }
 
+    /// Whether there are no changes.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Forgets the changes, and keeps the memory for the next batch.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     fn change(&mut self, salt: SaltId) -> &mut Change {
         // A batch has few salts, mostly one: the last is looked at first.
         let at = self.0.iter().rposition(|(id, _)| *id == salt).unwrap_or_else(|| {

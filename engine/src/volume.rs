@@ -319,7 +319,8 @@ impl Volume {
         let found = self.parent(name).and_then(|(parent, file)| stat_at(parent.as_fd(), file));
         match found {
             Ok(stat) => Ok(stat.is_regular.then_some(stat)),
-            Err(Errno::ENOENT) => Ok(None),
+            // No such name, or a shard directory that is missing, a link, or something else.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => Ok(None),
             Err(errno) => Err(errno),
         }
     }
@@ -355,14 +356,14 @@ fn take_lock(state: BorrowedFd<'_>, path: &Path, wait: Duration) -> Result<Flock
     let flags = OPEN_FILE | OFlag::O_RDWR | OFlag::O_CREAT;
     let fd = openat(state, LOCK_FILE, flags, FILE_MODE).map_err(|errno| Error::io("open", lock_path(), errno))?;
     let mut file = std::fs::File::from(fd);
-    let deadline = Instant::now() + wait;
+    let start = Instant::now();
     let mut lock = loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => break lock,
             Err((returned, Errno::EWOULDBLOCK)) => {
                 file = returned;
                 let owner = read_owner(&mut file);
-                if owner.is_none_or(is_alive) || Instant::now() >= deadline {
+                if owner.is_none_or(is_alive) || start.elapsed() >= wait {
                     let owner = owner.map_or("another process".into(), |pid| format!("pid {pid}"));
                     return Err(Error::VolumeOwned { dir: path.into(), owner });
                 }

@@ -18,6 +18,9 @@ use crate::ticket::Expire;
 /// How often deadlines are looked at, and so how late one can be noticed.
 const TICK: Duration = Duration::from_millis(20);
 
+/// Stands for a deadline that the clock cannot hold.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 struct Line {
     deadline: Duration,
     waiting: Mutex<VecDeque<(Instant, Arc<dyn Expire>)>>,
@@ -61,7 +64,8 @@ impl Watchdog {
         while waiting.front().is_some_and(|(_, batch)| batch.is_done()) {
             waiting.pop_front();
         }
-        waiting.push_back((Instant::now() + line.deadline, batch));
+        let now = Instant::now();
+        waiting.push_back((now.checked_add(line.deadline).unwrap_or(now + FOREVER), batch));
     }
 
     /// Ends the thread. Batches still watched stay as they are.
@@ -98,7 +102,7 @@ impl Shared {
             };
             if let Some((_, batch)) = batch.filter(|(_, batch)| !batch.is_done()) {
                 self.counts.timeouts.add(1);
-                batch.expire(&Error::TimedOut { deadline_ms: line.deadline.as_millis() as u64 });
+                batch.expire(&Error::TimedOut { deadline_ms: line.deadline.as_millis().min(u64::MAX.into()) as u64 });
             }
         }
     }

@@ -1,1 +1,27 @@
-//! What the behaviour suites share.
+//! What the behaviour suites share: directories to work in, keys and payloads by number, memory to lend, what is
+//! really on disk, and what a correct engine would answer.
+//!
+//! Nothing here uses the engine's own codecs, accounting or parsers: a suite that asks the engine what is right
+//! cannot find it wrong.
+
+mod disk;
+mod keys;
+mod lend;
+mod listen;
+mod model;
+mod mount;
+mod scratch;
+mod seed;
+mod talk;
+mod wait;
+
+pub use disk::{Disk, TMP, assert_books, file_name, unfinished};
+pub use keys::{key, payload, salted, varied};
+pub use lend::{Arena, GUARD_BYTES, Lender, Loan, Memory, Watch};
+pub use listen::Recorder;
+pub use model::{Deleted, Loaded, Model, Object, Stored};
+pub use mount::{LoopMount, Unmountable};
+pub use scratch::Scratch;
+pub use seed::Seed;
+pub use talk::{config, find, get, open, put, remove};
+pub use wait::{WAIT_MAX, block_on, done, until};

@@ -88,7 +88,12 @@ impl Shard {
     /// The object's descriptor: a cached one, or a new one whose file is what the index knows.
     fn open(&mut self, key: &ObjectKey, name: &str, expected: u64) -> Result<Opened> {
         if let Some(opened) = self.descriptors.get(key) {
-            return Ok(opened);
+            // Someone may have removed or replaced the file: then the name decides, and the space is not held.
+            let stat = stat_fd(opened.fd.as_fd()).ok();
+            if stat.is_some_and(|stat| stat.links > 0 && stat.bytes == expected) {
+                return Ok(opened);
+            }
+            self.descriptors.take(key);
         }
         let fd = loop {
             match self.core.volume.open_object(name) {
@@ -96,9 +101,7 @@ impl Shard {
                 // Out of descriptors: one that is kept for later makes room.
                 Err(Errno::EMFILE | Errno::ENFILE) if self.descriptors.give_back() => {}
                 // Gone, or something else in its place: not ours any more.
-                Err(Errno::ENOENT | Errno::ELOOP | Errno::EISDIR | Errno::ENXIO | Errno::ENOTDIR | Errno::EXDEV) => {
-                    return Err(Error::NotFound);
-                }
+                Err(_) if matches!(self.core.volume.stat(name), Ok(None)) => return Err(Error::NotFound),
                 Err(errno) => return Err(Error::io("open", name, errno)),
             }
         };

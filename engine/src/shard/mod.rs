@@ -115,7 +115,8 @@ impl Lane {
     }
 
     fn has_room(&self) -> bool {
-        self.bytes < self.limit
+        // One request always goes: a bound below its size must not hold it up for ever.
+        self.requests == 0 || self.bytes < self.limit
     }
 }
 
@@ -455,10 +456,10 @@ impl Shard {
 
     /// Tells the ledger what has changed, then the callers.
     fn answer(&mut self) {
+        self.apply_deltas();
         if self.answers.is_empty() {
             return;
         }
-        self.apply_deltas();
         for answer in self.answers.drain(..) {
             match answer {
                 Answer::Store(part, result, buffer) => drop(part.answer((result, buffer))),
@@ -470,7 +471,10 @@ impl Shard {
     }
 
     fn apply_deltas(&mut self) {
-        self.core.ledger.apply(&std::mem::take(&mut self.deltas));
+        if !self.deltas.is_empty() {
+            self.core.ledger.apply(&self.deltas);
+            self.deltas.clear();
+        }
     }
 }
 

@@ -111,13 +111,14 @@ impl Shard {
 
     pub(super) fn start_store(&mut self, op: StoreOp) {
         let bytes = op.buffer.len() as u64;
-        if op.part.is_expired() {
-            self.give_up_claim(&op.keyed, bytes);
-            return self.release_followers(&op.keyed);
-        }
+        // Also for a store that nobody waits for any more: the scan has passed over the key because of its claim.
         if op.ask_disk && self.is_on_disk(&op.keyed, &op.name, bytes) {
             self.core.counts.restores.add(1);
             self.answers.push(Answer::Store(op.part, Ok(0), Some(op.buffer)));
+            return self.release_followers(&op.keyed);
+        }
+        if op.part.is_expired() {
+            self.give_up_claim(&op.keyed, bytes);
             return self.release_followers(&op.keyed);
         }
         match self.open_file(bytes) {

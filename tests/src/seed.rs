@@ -1,0 +1,49 @@
+//! Random choices that a failing run can repeat.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+/// Sets the seed of every test, in decimal.
+const VARIABLE: &str = "SALTERN_SEED";
+
+/// The seed of one test. When the test panics, it says how to run it again.
+pub struct Seed {
+    test: &'static str,
+    value: u64,
+}
+
+impl Seed {
+    /// Takes `SALTERN_SEED`, else a new one.
+    pub fn new(test: &'static str) -> Self {
+        let given = std::env::var(VARIABLE).ok();
+        let value = given.map_or_else(fresh, |text| {
+            text.trim().parse().unwrap_or_else(|_| panic!("{VARIABLE}={text:?} is not a decimal number"))
+        });
+        Self { test, value }
+    }
+
+    /// The number.
+    pub fn value(&self) -> u64 {
+        self.value
+    }
+
+    /// A generator; each thread of a test takes its own stream.
+    pub fn rng(&self, stream: u64) -> StdRng {
+        StdRng::seed_from_u64(self.value ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+}
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}: {VARIABLE}={} makes the same choices again", self.test, self.value);
+        }
+    }
+}
+
+/// A number that no other run has: the standard library seeds its hashers with the system's randomness.
+fn fresh() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

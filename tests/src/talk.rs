@@ -1,0 +1,76 @@
+//! One object at a time: the short way to ask an engine something.
+
+use std::path::{Path, PathBuf};
+
+use saltern::{Buffer, Config, Engine, Error, ObjectKey};
+
+use crate::wait::done;
+
+const UNTOUCHED: u8 = 0xee;
+
+/// A configuration that many tests can use at a time: little memory, threads not pinned.
+pub fn config(dir: impl Into<PathBuf>) -> Config {
+    let mut config = Config::new(dir);
+    config.pin_shards = false;
+    config.segment_bytes = 256 << 10;
+    config.pool_bytes = 16 << 20;
+    config
+}
+
+/// Opens with [`config`].
+pub fn open(dir: &Path) -> Engine {
+    Engine::open(config(dir)).expect("open")
+}
+
+/// Stores one object.
+///
+/// # Errors
+/// The engine's answer.
+pub fn put(engine: &Engine, key: &ObjectKey, bytes: &[u8]) -> Result<u64, Error> {
+    let mut report = done(engine.store(vec![(key.clone(), Buffer::from(bytes))]));
+    report.results.remove(0)
+}
+
+/// Loads one object into a buffer of `len` bytes.
+///
+/// # Errors
+/// The engine's answer.
+///
+/// # Panics
+/// When the buffer does not come back, or was touched although the size was wrong or the object not there.
+pub fn get(engine: &Engine, key: &ObjectKey, len: usize) -> Result<Vec<u8>, Error> {
+    let mut report = done(engine.load(vec![(key.clone(), Buffer::from(vec![UNTOUCHED; len]))]));
+    let result = report.results.remove(0);
+    let buffer = report.buffers.remove(0);
+    if matches!(result, Err(Error::TimedOut { .. })) {
+        return Err(result.unwrap_err());
+    }
+    let bytes = buffer.expect("the buffer comes back").into_vec();
+    match result {
+        Ok(loaded) => {
+            assert_eq!(loaded, len as u64, "bytes loaded");
+            Ok(bytes)
+        }
+        Err(error) => {
+            if matches!(error, Error::WrongSize { .. } | Error::NotFound) {
+                assert!(bytes.iter().all(|byte| *byte == UNTOUCHED), "{error}, and yet the buffer was written");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Looks one object up, and lets its pin go again.
+pub fn find(engine: &Engine, key: &ObjectKey) -> Option<u64> {
+    let size = done(engine.lookup_and_pin(std::slice::from_ref(key))).sizes[0];
+    assert_eq!(engine.unpin(std::slice::from_ref(key)), usize::from(size.is_some()), "pins released");
+    size
+}
+
+/// Deletes one object.
+///
+/// # Errors
+/// The engine's answer.
+pub fn remove(engine: &Engine, key: &ObjectKey) -> Result<u64, Error> {
+    done(engine.delete(std::slice::from_ref(key))).results.remove(0)
+}

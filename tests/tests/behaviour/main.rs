@@ -1,0 +1,25 @@
+//! How the engine behaves, on real directories.
+//!
+//! `SALTERN_SEED=n` repeats the random choices of a failed run, `SALTERN_LONG=1` makes more of them, and
+//! `SALTERN_TEST_DIR=dir` runs on another file system.
+
+mod file_systems;
+mod forbidden;
+mod gate;
+mod limits;
+mod model;
+mod pins;
+mod recovery;
+mod tickets;
+mod volume;
+
+use saltern_tests::Scratch;
+
+fn scratch(name: &str) -> Scratch {
+    Scratch::new(env!("CARGO_TARGET_TMPDIR"), name)
+}
+
+/// Whether to take minutes instead of seconds.
+fn is_long() -> bool {
+    std::env::var_os("SALTERN_LONG").is_some_and(|value| value == "1")
+}

@@ -1,0 +1,149 @@
+//! Pins: counted leases that hold an object against deletion, but not for ever.
+
+use std::time::Duration;
+
+use rand::Rng;
+use saltern::{Engine, Error, Layout};
+use saltern_tests::{Seed, assert_books, config, done, find, get, key, open, payload, put, remove, until};
+
+use crate::scratch;
+
+#[test]
+fn pins_are_counted() {
+    let scratch = scratch("counted");
+    let engine = open(scratch.path());
+    put(&engine, &key(1), b"x").expect("store");
+    for _ in 0..3 {
+        assert_eq!(done(engine.lookup_and_pin(&[key(1)])).hits(), 1);
+    }
+    for pins in (1..=3).rev() {
+        assert!(matches!(remove(&engine, &key(1)), Err(Error::Pinned { pins: found, loads: 0 }) if found == pins));
+        assert_eq!(engine.unpin(&[key(1)]), 1);
+    }
+    assert!(matches!(remove(&engine, &key(1)), Ok(1)));
+    assert_eq!(engine.unpin(&[key(1)]), 0);
+}
+
+#[test]
+fn a_key_in_a_batch_twice_is_pinned_twice() {
+    let scratch = scratch("twice");
+    let engine = open(scratch.path());
+    put(&engine, &key(1), b"x").expect("store");
+    assert_eq!(done(engine.lookup_and_pin(&[key(1), key(1)])).hits(), 2);
+    assert!(matches!(remove(&engine, &key(1)), Err(Error::Pinned { pins: 2, .. })));
+    assert_eq!(engine.unpin(&[key(1), key(1), key(1)]), 2, "no more than there are");
+    assert!(matches!(remove(&engine, &key(1)), Ok(1)));
+}
+
+#[test]
+fn a_miss_pins_nothing() {
+    let scratch = scratch("miss");
+    let engine = open(scratch.path());
+    assert_eq!(done(engine.lookup_and_pin(&[key(1)])).sizes, [None]);
+    put(&engine, &key(1), b"x").expect("store");
+    assert_eq!(engine.unpin(&[key(1)]), 0);
+    assert!(matches!(remove(&engine, &key(1)), Ok(1)));
+}
+
+#[test]
+fn only_pinned_objects_of_a_batch_are_refused() {
+    let scratch = scratch("some");
+    let engine = open(scratch.path());
+    for n in 0..4 {
+        put(&engine, &key(n), &payload(n.into(), 100)).expect("store");
+    }
+    assert_eq!(done(engine.lookup_and_pin(&[key(1), key(3)])).hits(), 2);
+    let keys = [key(0), key(1), key(2), key(3), key(4)];
+    let results = done(engine.delete(&keys)).results;
+    assert!(
+        matches!(
+            results[..],
+            [Ok(100), Err(Error::Pinned { .. }), Ok(100), Err(Error::Pinned { .. }), Err(Error::NotFound)]
+        ),
+        "{results:?}"
+    );
+    assert_eq!(engine.usage().total_bytes_used, 200);
+    assert_eq!(engine.status().counters.deletes_refused, 2);
+    assert_books(&engine, scratch.path(), Layout::Fs);
+}
+
+#[test]
+fn a_lease_expires() {
+    let scratch = scratch("lease");
+    let mut config = config(scratch.path());
+    config.pin_lease = Duration::from_millis(50);
+    let engine = Engine::open(config).expect("open");
+    for n in 0..2 {
+        put(&engine, &key(n), b"0123").expect("store");
+    }
+    // The client that looked these up is never heard of again.
+    assert_eq!(done(engine.lookup_and_pin(&[key(0), key(0), key(1)])).hits(), 3);
+    for n in 0..2 {
+        until("the lease has expired", || match remove(&engine, &key(n)) {
+            Ok(4) => true,
+            Err(Error::Pinned { .. }) => false,
+            other => panic!("{other:?}"),
+        });
+    }
+    assert_eq!(engine.unpin(&[key(0), key(1)]), 0);
+    assert_books(&engine, scratch.path(), Layout::Fs);
+}
+
+#[test]
+fn an_expired_pin_is_not_released_twice() {
+    let scratch = scratch("expired");
+    let mut config = config(scratch.path());
+    config.pin_lease = Duration::from_millis(20);
+    let engine = Engine::open(config).expect("open");
+    for n in 0..2 {
+        put(&engine, &key(n), b"0123").expect("store");
+    }
+    assert_eq!(done(engine.lookup_and_pin(&[key(0), key(1)])).hits(), 2);
+    // Key 1 has the same lease: when it is free, so is key 0.
+    until("the lease has expired", || remove(&engine, &key(1)).is_ok());
+    assert_eq!(engine.unpin(&[key(0)]), 0, "it is over, so there is nothing to release");
+    assert!(matches!(remove(&engine, &key(0)), Ok(4)));
+}
+
+#[test]
+fn pins_end_with_the_engine() {
+    let scratch = scratch("reopen");
+    let engine = open(scratch.path());
+    put(&engine, &key(1), b"x").expect("store");
+    assert_eq!(done(engine.lookup_and_pin(&[key(1)])).hits(), 1);
+    engine.close();
+    let engine = open(scratch.path());
+    assert!(matches!(remove(&engine, &key(1)), Ok(1)));
+}
+
+#[test]
+fn a_load_in_flight_is_never_torn_by_a_delete() {
+    let seed = Seed::new("a_load_in_flight_is_never_torn_by_a_delete");
+    let mut rng = seed.rng(0);
+    let scratch = scratch("load-delete");
+    let mut config = config(scratch.path());
+    config.shards = 2;
+    let engine = Engine::open(config).expect("open");
+    for round in 0..60 {
+        let content = payload(round, rng.random_range(1..3_000_000));
+        let key = key(rng.random_range(0..4));
+        put(&engine, &key, &content).expect("store");
+        let len = content.len() as u64;
+        assert_eq!(find(&engine, &key), Some(len));
+        let load = engine.load(vec![(key.clone(), vec![0; content.len()].into())]);
+        let result = remove(&engine, &key);
+        let mut report = done(load);
+        // Tickets that are in flight together have no order: a load is whole, or comes too late.
+        match &report.results[0] {
+            Ok(_) => assert!(report.buffers.remove(0).expect("comes back").as_slice() == content, "wrong bytes"),
+            Err(Error::NotFound) => assert!(result.is_ok(), "{result:?}"),
+            other => panic!("{other:?}, and the delete {result:?}"),
+        }
+        match result {
+            Err(Error::Pinned { pins: 0, loads: 1 }) => assert!(matches!(remove(&engine, &key), Ok(n) if n == len)),
+            other => assert!(matches!(other, Ok(n) if n == len), "{other:?}"),
+        }
+        assert!(matches!(get(&engine, &key, content.len()), Err(Error::NotFound)));
+    }
+    assert_books(&engine, scratch.path(), Layout::Fs);
+}

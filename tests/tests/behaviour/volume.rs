@@ -1,0 +1,483 @@
+//! The directory: whose it is, what lies in it, and what other programs do to it.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use nix::sys::stat::{Mode, umask};
+use saltern::layout::NameError;
+use saltern::{DirectIo, Engine, Error, Layout, ObjectKey};
+use saltern_tests::{
+    Lender, Memory, Recorder, TMP, assert_books, config, done, file_name, find, get, key, open, payload, put, remove,
+    salted, unfinished, until,
+};
+
+use crate::scratch;
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).expect("stat").mode() & 0o7777
+}
+
+/// A file's path by the key of its object, in the layout of `config`.
+fn file(dir: &Path, key: &ObjectKey) -> std::path::PathBuf {
+    dir.join(file_name(Layout::Fs, key))
+}
+
+#[test]
+fn a_second_engine_is_refused_and_told_who_is_first() {
+    let scratch = scratch("owner");
+    let first = open(scratch.path());
+    put(&first, &key(1), b"x").expect("store");
+    for _ in 0..2 {
+        match Engine::open(config(scratch.path())).map(|_| ()) {
+            Err(Error::VolumeOwned { dir, owner }) => {
+                assert_eq!(dir.canonicalize().expect("it exists"), scratch.path().canonicalize().expect("it exists"));
+                assert!(owner.contains(&std::process::id().to_string()), "{owner}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(get(&first, &key(1), 1).is_ok(), "the first one is not disturbed");
+    first.close();
+    let second = open(scratch.path());
+    assert_eq!(find(&second, &key(1)), Some(1));
+}
+
+#[test]
+fn a_second_engine_is_refused_under_another_name_of_the_directory() {
+    let scratch = scratch("alias");
+    fs::create_dir(scratch.join("volume")).expect("mkdir");
+    symlink(scratch.join("volume"), scratch.join("alias")).expect("symlink");
+    let _first = open(&scratch.join("volume"));
+    let second = Engine::open(config(scratch.join("alias"))).map(|_| ());
+    assert!(second.is_err(), "{second:?}");
+}
+
+#[test]
+fn files_are_private_whatever_the_umask() {
+    // For the whole process; other tests do not mind.
+    umask(Mode::empty());
+    for layout in [Layout::Fs, Layout::NixlSharded] {
+        let scratch = scratch("modes");
+        let dir = scratch.join("created/too");
+        let mut config = config(&dir);
+        config.layout = layout;
+        let engine = Engine::open(config).expect("open");
+        put(&engine, &key(1), &payload(1, 10_000)).expect("store");
+        let object = dir.join(file_name(layout, &key(1)));
+        assert_eq!(mode(&object), 0o600, "{}", object.display());
+        let mut above = object.parent().expect("below the volume");
+        while above.starts_with(&dir) {
+            assert_eq!(mode(above), 0o700, "{}", above.display());
+            above = above.parent().expect("below the root");
+        }
+        let mut dirs = vec![dir.join(".saltern")];
+        while let Some(path) = dirs.pop() {
+            let metadata = fs::symlink_metadata(&path).expect("stat");
+            let expected = if metadata.is_dir() { 0o700 } else { 0o600 };
+            assert_eq!(mode(&path), expected, "{}", path.display());
+            if metadata.is_dir() {
+                dirs.extend(fs::read_dir(&path).expect("readdir").map(|entry| entry.expect("readdir").path()));
+            }
+        }
+        engine.close();
+    }
+}
+
+#[test]
+fn modes_of_what_exists_are_left_alone() {
+    let scratch = scratch("existing");
+    let dir = scratch.join("volume");
+    fs::create_dir(&dir).expect("mkdir");
+    fs::set_permissions(&dir, Permissions::from_mode(0o755)).expect("chmod");
+    fs::write(file(&dir, &key(1)), b"old").expect("write");
+    fs::set_permissions(file(&dir, &key(1)), Permissions::from_mode(0o644)).expect("chmod");
+    let engine = open(&dir);
+    assert!(get(&engine, &key(1), 3).expect("load") == b"old");
+    engine.close();
+    assert_eq!((mode(&dir), mode(&file(&dir, &key(1)))), (0o755, 0o644));
+}
+
+#[test]
+fn a_link_in_place_of_an_object_is_never_followed() {
+    for planted_before in [true, false] {
+        let scratch = scratch("symlink");
+        let (dir, target) = (scratch.join("volume"), scratch.join("secret"));
+        fs::create_dir(&dir).expect("mkdir");
+        fs::write(&target, b"secret").expect("write");
+        fs::set_permissions(&target, Permissions::from_mode(0o640)).expect("chmod");
+        let plant = || symlink(&target, file(&dir, &key(1))).expect("symlink");
+        if planted_before {
+            plant();
+        }
+        let engine = open(&dir);
+        if !planted_before {
+            plant();
+        }
+        assert_eq!(find(&engine, &key(1)), None);
+        let load = get(&engine, &key(1), 6);
+        assert!(load.is_err(), "{load:?}");
+        let stored = put(&engine, &key(1), b"public");
+        match stored {
+            // In its place, then, and not through it.
+            Ok(6) => assert!(get(&engine, &key(1), 6).expect("load") == b"public"),
+            Ok(_) => panic!("{stored:?}, but nothing is there"),
+            Err(_) => assert_eq!(find(&engine, &key(1)), None),
+        }
+        let deleted = remove(&engine, &key(1));
+        assert_eq!(deleted.is_ok(), stored.is_ok(), "{deleted:?} after {stored:?}");
+        engine.close();
+        assert_eq!(fs::read(&target).expect("read"), b"secret");
+        assert_eq!((mode(&target), fs::metadata(&target).expect("stat").nlink()), (0o640, 1));
+    }
+}
+
+#[test]
+fn directories_of_the_volume_are_not_followed_either() {
+    let scratch = scratch("symlink-dir");
+    let elsewhere = scratch.join("elsewhere");
+    for planted in [".saltern", TMP] {
+        let dir = scratch.join(&planted.replace('/', "-"));
+        fs::create_dir_all(dir.join(planted).parent().expect("below the volume")).expect("mkdir");
+        fs::create_dir_all(elsewhere.join("tmp")).expect("mkdir");
+        fs::write(elsewhere.join("precious"), b"x").expect("write");
+        fs::write(elsewhere.join("tmp/precious"), b"x").expect("write");
+        symlink(&elsewhere, dir.join(planted)).expect("symlink");
+        if let Ok(engine) = Engine::open(config(&dir)) {
+            let _ = put(&engine, &key(1), b"x");
+            engine.close();
+        }
+        let mut names: Vec<_> =
+            fs::read_dir(&elsewhere).expect("readdir").map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["precious", "tmp"], "{planted}");
+        assert!(elsewhere.join("tmp/precious").exists(), "{planted}");
+    }
+    // A shard directory of the sharded layout.
+    let (dir, elsewhere) = (scratch.join("sharded"), scratch.join("shard"));
+    fs::create_dir_all(&dir).expect("mkdir");
+    fs::create_dir_all(&elsewhere).expect("mkdir");
+    let name = file_name(Layout::NixlSharded, &key(1));
+    symlink(&elsewhere, dir.join(&name[..2])).expect("symlink");
+    let mut config = config(&dir);
+    config.layout = Layout::NixlSharded;
+    let engine = Engine::open(config).expect("open");
+    let stored = put(&engine, &key(1), b"x");
+    assert!(stored.is_err(), "{stored:?}");
+    assert_eq!(engine.usage().total_bytes_used, 0);
+    engine.close();
+    assert_eq!(fs::read_dir(&elsewhere).expect("readdir").count(), 0);
+}
+
+#[test]
+fn unfinished_stores_go_at_the_next_start() {
+    let scratch = scratch("unfinished");
+    open(scratch.path()).close();
+    for name in ["1.tmp", "0-17", "x"] {
+        fs::write(scratch.join(TMP).join(name), b"half of it").expect("write");
+    }
+    let engine = open(scratch.path());
+    assert_eq!(engine.wait_recovered().unfinished, 3);
+    assert_eq!(unfinished(scratch.path()).len(), 0);
+    assert_eq!(engine.usage().total_bytes_used, 0);
+}
+
+#[test]
+fn foreign_files_are_counted_named_and_left_alone() {
+    let scratch = scratch("foreign");
+    let mut files: Vec<&OsStr> =
+        ["README.txt", "x.data", "m@0x1@0@ab.data", "line\nbreak", ".hidden"].map(OsStr::new).into();
+    files.push(OsStr::from_bytes(b"\xff\xfe.data"));
+    // As another layout writes it, so that is what it is here.
+    let nixl = file_name(Layout::Nixl, &key(1));
+    files.push(OsStr::new(&nixl));
+    for name in &files {
+        fs::write(scratch.path().join(name), b"not yours").expect("write");
+    }
+    fs::create_dir(scratch.join("lost+found")).expect("mkdir");
+    fs::write(scratch.join("lost+found/inside"), b"not yours").expect("write");
+    // A directory with the name of an object.
+    fs::create_dir(file(scratch.path(), &key(2))).expect("mkdir");
+    fs::write(file(scratch.path(), &key(3)), b"an object").expect("write");
+
+    let engine = open(scratch.path());
+    let report = engine.wait_recovered();
+    assert_eq!((report.objects, report.foreign.count), (1, files.len() as u64 + 2), "{report:?}");
+    for name in ["README.txt", "x.data", "m@0x1@0@ab.data", "line\nbreak", ".hidden", &nixl, "lost+found"] {
+        let reason = report.foreign.examples.iter().find(|(foreign, _)| foreign == name);
+        assert!(
+            reason.is_some_and(|(_, reason)| !reason.is_empty()),
+            "{name:?} is not in {:?}",
+            report.foreign.examples
+        );
+    }
+    assert_eq!(find(&engine, &key(2)), None);
+    assert!(get(&engine, &key(2), 4096).is_err());
+    assert!(put(&engine, &key(2), b"x").is_err(), "its name is taken");
+    assert!(remove(&engine, &key(2)).is_err());
+    engine.close();
+    for name in &files {
+        assert_eq!(fs::read(scratch.path().join(name)).expect("read"), b"not yours", "{name:?}");
+    }
+    assert!(scratch.join("lost+found/inside").exists() && file(scratch.path(), &key(2)).is_dir());
+}
+
+#[test]
+fn a_name_that_is_too_long_is_refused_alone() {
+    let scratch = scratch("name-max");
+    let engine = open(scratch.path());
+    let long = ObjectKey::new(&"m".repeat(300), 0, 0, &[1; 32], "").expect("a valid key");
+    let report = done(engine.store(vec![
+        (key(1), vec![1; 10].into()),
+        (long.clone(), vec![2; 10].into()),
+        (key(2), vec![3; 10].into()),
+    ]));
+    match &report.results[..] {
+        [Ok(10), Err(Error::Name(NameError::TooLong { bytes, .. })), Ok(10)] => assert!(*bytes > 300),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(report.buffers[1].as_ref().expect("comes back").as_slice(), [2; 10]);
+    assert!(matches!(get(&engine, &long, 10), Err(Error::Name(_) | Error::NotFound)));
+    assert_eq!(find(&engine, &long), None);
+    let results = done(engine.delete(&[key(1), long, key(2)])).results;
+    assert!(matches!(results[..], [Ok(10), Err(Error::Name(_) | Error::NotFound), Ok(10)]), "{results:?}");
+
+    // The longest name that there is: 255 bytes.
+    let rest = file_name(Layout::Fs, &ObjectKey::new("m", 0, 0, &[1; 32], "").expect("a valid key")).len() - 1;
+    for (chars, fits) in [(255 - rest, true), (256 - rest, false)] {
+        let key = ObjectKey::new(&"m".repeat(chars), 0, 0, &[1; 32], "").expect("a valid key");
+        assert_eq!(put(&engine, &key, b"x").is_ok(), fits, "{} bytes", rest + chars);
+    }
+    assert_books(&engine, scratch.path(), Layout::Fs);
+}
+
+#[test]
+fn keys_that_would_share_a_name_are_never_confused() {
+    for (layout, other) in
+        [(Layout::Fs, "a-SEP-b"), (Layout::Fs3, "a-SEP-b"), (Layout::Nixl, "a--b"), (Layout::NixlSharded, "a--b")]
+    {
+        let scratch = scratch("collision");
+        let mut config = config(scratch.path());
+        config.layout = layout;
+        let engine = Engine::open(config.clone()).expect("open");
+        let [slash, spelled] =
+            ["a/b", other].map(|model| ObjectKey::new(model, 7, 0, &[1; 32], "").expect("a valid key"));
+        let report =
+            done(engine.store(vec![(slash.clone(), vec![1; 10].into()), (spelled.clone(), vec![2; 10].into())]));
+        match &report.results[..] {
+            [Ok(10), Err(error @ Error::Name(NameError::Collision { .. }))] => {
+                let message = error.to_string();
+                assert!(message.contains("a/b") && message.contains(other), "{message}");
+            }
+            other => panic!("{layout}: {other:?}"),
+        }
+        for _ in 0..2 {
+            let found = get(&engine, &spelled, 10);
+            assert!(matches!(found, Err(Error::Name(_) | Error::NotFound)), "{layout}: {found:?}");
+            assert_eq!(find(&engine, &spelled), None, "{layout}");
+        }
+        assert!(remove(&engine, &spelled).is_err());
+        engine.close();
+        let engine = Engine::open(config).expect("open");
+        assert_eq!((find(&engine, &slash), find(&engine, &spelled)), (Some(10), None), "{layout}");
+        assert!(get(&engine, &slash, 10).expect("load") == [1; 10]);
+    }
+}
+
+#[test]
+fn a_file_that_vanished_is_a_miss_and_not_counted() {
+    let scratch = scratch("vanished");
+    let engine = open(scratch.path());
+    for n in 0..3 {
+        put(&engine, &salted(n, "s"), &payload(n.into(), 5000)).expect("store");
+        fs::remove_file(file(scratch.path(), &salted(n, "s"))).expect("unlink");
+    }
+    put(&engine, &salted(3, "s"), b"stays").expect("store");
+    assert!(matches!(get(&engine, &salted(0, "s"), 5000), Err(Error::NotFound | Error::Damaged { .. })));
+    assert_eq!(find(&engine, &salted(0, "s")), None);
+    assert_eq!(engine.usage().total_bytes_used, 10_005);
+    let removed = remove(&engine, &salted(1, "s"));
+    assert!(matches!(removed, Ok(5000) | Err(Error::NotFound)), "{removed:?}");
+    assert!(get(&engine, &salted(2, "s"), 5000).is_err());
+    // What is gone can be stored again.
+    assert!(matches!(put(&engine, &salted(0, "s"), &payload(9, 6000)), Ok(6000)));
+    assert!(get(&engine, &salted(0, "s"), 6000).expect("load") == payload(9, 6000));
+    let disk = assert_books(&engine, scratch.path(), Layout::Fs);
+    assert_eq!(disk.bytes_by_salt["s"], 6005);
+}
+
+#[test]
+fn a_vanished_file_is_told_to_listeners() {
+    let scratch = scratch("vanished-told");
+    let engine = open(scratch.path());
+    let heard = Recorder::new();
+    engine.subscribe(heard.clone()).expect("subscribe");
+    put(&engine, &key(1), &[1; 77]).expect("store");
+    fs::remove_file(file(scratch.path(), &key(1))).expect("unlink");
+    assert!(get(&engine, &key(1), 77).is_err());
+    engine.close();
+    assert_eq!((heard.bytes(), heard.objects().len()), (0, 0));
+}
+
+#[test]
+fn a_file_of_another_size_is_never_loaded() {
+    for (direct, found) in [
+        (true, 0),
+        (true, 1),
+        (true, 4096),
+        (true, 9999),
+        (true, 10_001),
+        (true, 50_000),
+        (false, 4096),
+        (false, 10_001),
+    ] {
+        let scratch = scratch("damaged");
+        let mut config = config(scratch.path());
+        config.direct_io = if direct { DirectIo::Auto } else { DirectIo::Off };
+        let engine = Engine::open(config).expect("open");
+        put(&engine, &key(1), &payload(1, 10_000)).expect("store");
+        File::options()
+            .write(true)
+            .open(file(scratch.path(), &key(1)))
+            .expect("open")
+            .set_len(found)
+            .expect("truncate");
+        for _ in 0..2 {
+            match get(&engine, &key(1), 10_000) {
+                Err(Error::Damaged { expected, found: seen, .. }) => assert_eq!((expected, seen), (10_000, found)),
+                Err(Error::NotFound | Error::WrongSize { .. }) => {}
+                other => panic!("{found} bytes: {other:?}"),
+            }
+        }
+        assert_books_if_idle(&engine, found);
+    }
+}
+
+/// Plants something at a path.
+type Plant = fn(&Path);
+
+#[test]
+fn something_else_in_the_place_of_an_object_is_a_miss() {
+    let plants: [(&str, Plant); 4] = [
+        ("link", |path| symlink("/etc/hostname", path).expect("symlink")),
+        ("pipe", |path| nix::unistd::mkfifo(path, Mode::S_IRWXU).expect("mkfifo")),
+        ("directory", |path| fs::create_dir(path).expect("mkdir")),
+        ("socket", |path| drop(std::os::unix::net::UnixListener::bind(path).expect("bind"))),
+    ];
+    for direct in [DirectIo::Auto, DirectIo::Off] {
+        for (what, plant) in plants {
+            let scratch = scratch("replaced");
+            let mut config = config(scratch.path());
+            config.direct_io = direct;
+            // A short name, for the socket's sake.
+            let short = ObjectKey::new("m", 0, 0, &[1], "").expect("a valid key");
+            let path = file(scratch.path(), &short);
+            let engine = Engine::open(config).expect("open");
+            put(&engine, &short, &[1; 5000]).expect("store");
+            fs::remove_file(&path).expect("unlink");
+            plant(&path);
+            let loaded = get(&engine, &short, 5000);
+            assert!(matches!(loaded, Err(Error::NotFound | Error::Damaged { .. })), "{what}: {loaded:?}");
+            assert_eq!(find(&engine, &short), None, "{what}");
+            assert_eq!(engine.usage().total_bytes_used, 0, "{what}");
+            assert!(fs::symlink_metadata(&path).is_ok_and(|metadata| !metadata.is_file()), "{what}: it is not ours");
+        }
+    }
+}
+
+/// The damaged object counts as what was found, or not at all.
+fn assert_books_if_idle(engine: &Engine, found: u64) {
+    let usage = engine.usage();
+    assert_eq!(usage.bytes_by_salt.values().sum::<u64>(), usage.total_bytes_used);
+    assert!([0, found, 10_000].contains(&usage.total_bytes_used), "{usage:?}");
+    assert_eq!(engine.status().counters.ledger_underflows, 0);
+}
+
+#[test]
+fn padded_files_load_when_that_is_wanted() {
+    let scratch = scratch("padded");
+    let mut file_bytes = payload(1, 10_000);
+    file_bytes.resize(12_288, 0xdd);
+    fs::write(file(scratch.path(), &key(1)), &file_bytes).expect("write");
+
+    let strict = open(scratch.path());
+    for len in [10_000, 12_287, 12_289] {
+        assert!(matches!(get(&strict, &key(1), len), Err(Error::WrongSize { object_bytes: 12_288, .. })), "{len}");
+    }
+    strict.close();
+
+    for direct in [DirectIo::Auto, DirectIo::Off] {
+        let mut config = config(scratch.path());
+        config.padding_bytes = 4096;
+        config.direct_io = direct;
+        let engine = Engine::open(config).expect("open");
+        let mut lender = Lender::new(1 << 20);
+        lender.register(&engine);
+        for memory in [
+            Memory::Heap,
+            Memory::Pool,
+            Memory::Foreign(0),
+            Memory::Foreign(5),
+            Memory::Registered(0),
+            Memory::Registered(512),
+        ] {
+            for len in [10_000, 8193, 12_288] {
+                let (buffer, loan) = lender.lend(&engine, memory, &vec![0; len]);
+                let mut report = done(engine.load(vec![(key(1), buffer)]));
+                assert!(
+                    matches!(report.results[0], Ok(bytes) if bytes == len as u64),
+                    "{memory:?}: {:?}",
+                    report.results
+                );
+                assert!(
+                    loan.back(report.buffers.remove(0).expect("comes back")) == file_bytes[..len],
+                    "{memory:?}: {len}"
+                );
+            }
+        }
+        for len in [8192, 1, 12_289] {
+            assert!(matches!(get(&engine, &key(1), len), Err(Error::WrongSize { .. })), "{len}");
+        }
+        assert_eq!(engine.usage().total_bytes_used, 12_288, "what it takes on disk");
+        assert_books(&engine, scratch.path(), Layout::Fs);
+        engine.close();
+    }
+}
+
+#[test]
+fn an_object_that_is_too_large_is_refused() {
+    let scratch = scratch("too-large");
+    let mut config = config(scratch.path());
+    config.max_object_bytes = 10_000;
+    let engine = Engine::open(config).expect("open");
+    assert!(matches!(put(&engine, &key(1), &[0; 10_001]), Err(Error::TooLarge { bytes: 10_001, limit: 10_000 })));
+    assert!(matches!(put(&engine, &key(1), &[0; 10_000]), Ok(10_000)));
+    assert_books(&engine, scratch.path(), Layout::Fs);
+}
+
+#[test]
+fn a_volume_that_was_moved_away_is_unhealthy() {
+    let scratch = scratch("moved");
+    let engine = open(&scratch.join("volume"));
+    put(&engine, &key(1), b"x").expect("store");
+    assert!(engine.status().is_healthy, "{:?}", engine.status().problems);
+    fs::rename(scratch.join("volume"), scratch.join("moved")).expect("rename");
+    until("the engine notices", || !engine.status().is_healthy);
+    assert!(!engine.status().problems.is_empty());
+}
+
+#[test]
+fn a_directory_that_cannot_be_one_is_an_error() {
+    let scratch = scratch("not-a-directory");
+    fs::write(scratch.join("file"), b"x").expect("write");
+    for path in ["file", "file/below"] {
+        let opened = Engine::open(config(scratch.join(path))).map(|_| ());
+        assert!(matches!(opened, Err(Error::Io { .. } | Error::Config { .. })), "{opened:?}");
+    }
+    let mut config = config(scratch.join("volume"));
+    config.shards = 0;
+    assert!(matches!(Engine::open(config).map(|_| ()), Err(Error::Config { option: "shards", .. })));
+    assert!(!scratch.join("volume").exists(), "nothing is made before the configuration is known to be good");
+}

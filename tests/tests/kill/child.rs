@@ -1,0 +1,178 @@
+//! The process that is killed: many batches in flight, everything that comes back checked.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use saltern::{DeleteReport, Durability, Engine, Error, LoadReport, StoreReport, Ticket};
+
+use crate::journal::{Journal, Known};
+use crate::{KEYS, Volume, content, object};
+
+const VARIABLE: &str = "SALTERN_KILL_WORK";
+
+/// Batches in flight.
+const BATCHES: usize = 12;
+
+/// What the parent tells its child.
+pub(crate) struct Work {
+    pub(crate) volume: Volume,
+    pub(crate) seed: u64,
+    pub(crate) journal: PathBuf,
+}
+
+impl Work {
+    pub(crate) fn hand_over(&self, command: &mut Command) {
+        let Volume { dir, layout, shards, durability } = &self.volume;
+        let is_full = *durability == Durability::Full;
+        let fields = [
+            dir.display().to_string(),
+            layout.to_string(),
+            shards.to_string(),
+            is_full.to_string(),
+            self.seed.to_string(),
+            self.journal.display().to_string(),
+        ];
+        command.env(VARIABLE, fields.join("\n"));
+    }
+
+    fn take_over() -> Self {
+        let text = std::env::var(VARIABLE).expect("started by the test that needs it");
+        let mut fields = text.split('\n');
+        let mut next = || fields.next().expect("six fields");
+        let volume = Volume {
+            dir: next().into(),
+            layout: next().parse().expect("a layout"),
+            shards: next().parse().expect("a number"),
+            durability: if next() == "true" { Durability::Full } else { Durability::None },
+        };
+        Self { volume, seed: next().parse().expect("a number"), journal: next().into() }
+    }
+}
+
+enum Flight {
+    Store(Vec<u32>, Ticket<StoreReport>),
+    Load(Vec<u32>, Ticket<LoadReport>),
+    Delete(Vec<u32>, Ticket<DeleteReport>),
+}
+
+struct Worker {
+    engine: Engine,
+    journal: Journal,
+    rng: StdRng,
+    flights: VecDeque<Flight>,
+    /// Keys with a store or a delete in flight; no other is begun before it has ended.
+    busy: BTreeSet<u32>,
+}
+
+#[test]
+#[ignore = "runs in a process of its own, by nothing_is_wrong_after_fifty_kills"]
+fn child() {
+    // When the parent's test fails, nobody else ends this process.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).expect("prctl");
+    let work = Work::take_over();
+    let engine = Engine::open(work.volume.config()).expect("open");
+    let mut journal = Journal::open(&work.journal);
+    journal.begin();
+    let rng = StdRng::seed_from_u64(work.seed);
+    let mut worker = Worker { engine, journal, rng, flights: VecDeque::new(), busy: BTreeSet::new() };
+    loop {
+        while worker.flights.len() < BATCHES {
+            worker.submit();
+        }
+        worker.reap();
+    }
+}
+
+impl Worker {
+    fn submit(&mut self) {
+        let kind = self.rng.random_range(0..10);
+        let (least, most) = if kind < 5 { (1, 8) } else { (1, 4) };
+        let count = self.rng.random_range(least..=most);
+        let mut keys: Vec<u32> = (0..count).map(|_| self.rng.random_range(0..KEYS)).collect();
+        if kind < 8 {
+            // Stores and deletes: keys that are free, each once.
+            keys.retain(|n| self.busy.insert(*n));
+            keys.iter().for_each(|n| self.journal.note(*n, Known::Unclear));
+        }
+        let flight = match kind {
+            0..5 => {
+                let batch = keys.iter().map(|n| (object(*n).0, content(*n).into())).collect();
+                let ticket = self.engine.store(batch);
+                Flight::Store(keys, ticket)
+            }
+            5..8 => {
+                let named: Vec<_> = keys.iter().map(|n| object(*n).0).collect();
+                let ticket = self.engine.delete(&named);
+                Flight::Delete(keys, ticket)
+            }
+            _ => {
+                let batch = keys.iter().map(|n| (object(*n).0, vec![0; object(*n).1].into())).collect();
+                let ticket = self.engine.load(batch);
+                Flight::Load(keys, ticket)
+            }
+        };
+        self.flights.push_back(flight);
+    }
+
+    /// Takes what is done; when nothing is, waits a moment for the oldest.
+    fn reap(&mut self) {
+        let before = self.flights.len();
+        for _ in 0..before {
+            let flight = self.flights.pop_front().expect("counted");
+            self.take(flight, Duration::ZERO);
+        }
+        if self.flights.len() == before {
+            let oldest = self.flights.pop_front().expect("there are some");
+            self.take(oldest, Duration::from_millis(5));
+        }
+    }
+
+    fn take(&mut self, flight: Flight, timeout: Duration) {
+        match flight {
+            Flight::Store(keys, mut ticket) => match ticket.wait_timeout(timeout) {
+                None => self.flights.push_back(Flight::Store(keys, ticket)),
+                Some(report) => {
+                    for (n, result) in keys.iter().zip(report.results) {
+                        let bytes = result.unwrap_or_else(|error| panic!("store of {n}: {error}"));
+                        assert!(bytes == 0 || bytes == object(*n).1 as u64, "store of {n}: {bytes}");
+                        self.know(*n, Known::Present);
+                    }
+                }
+            },
+            Flight::Delete(keys, mut ticket) => match ticket.wait_timeout(timeout) {
+                None => self.flights.push_back(Flight::Delete(keys, ticket)),
+                Some(report) => {
+                    for (n, result) in keys.iter().zip(report.results) {
+                        match result {
+                            Ok(_) | Err(Error::NotFound) => self.know(*n, Known::Absent),
+                            Err(Error::Pinned { .. }) => self.know(*n, Known::Present),
+                            Err(error) => panic!("delete of {n}: {error}"),
+                        }
+                    }
+                }
+            },
+            Flight::Load(keys, mut ticket) => match ticket.wait_timeout(timeout) {
+                None => self.flights.push_back(Flight::Load(keys, ticket)),
+                Some(report) => {
+                    for ((n, result), buffer) in keys.iter().zip(report.results).zip(report.buffers) {
+                        match result {
+                            Ok(_) => assert!(buffer.expect("comes back").as_slice() == content(*n), "wrong bytes: {n}"),
+                            Err(Error::NotFound) => {}
+                            Err(error) => panic!("load of {n}: {error}"),
+                        }
+                    }
+                }
+            },
+        }
+    }
+
+    fn know(&mut self, n: u32, known: Known) {
+        self.journal.note(n, known);
+        self.busy.remove(&n);
+    }
+}
