@@ -10,7 +10,7 @@
 //! so the ceiling that ratios refer to does too ([`Memory::Spread`]); the other one is reported beside it.
 //!
 //! ```text
-//! TestFile::create -> write it all -> fsync          (once a run)
+//! TestFile::create                                   (once a run)
 //! Rig::new: ring + registered buffers                (once an object size)
 //! Rig::run(file, kind, offsets): submit -> wait -> reap -> submit ... -> drain
 //! ```
@@ -19,24 +19,19 @@
 #![expect(unsafe_code, reason = "requests to the kernel name memory by address")]
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::AddAssign;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, squeue, types};
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use saltern::PoolBuffer;
 
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::meter::{Meter, Spent};
 use crate::payload;
+use crate::test_file::TestFile;
 
 /// What O_DIRECT takes on every file system; objects of other sizes are rounded up.
 pub const ALIGN_BYTES: usize = 4096;
@@ -46,10 +41,6 @@ const REQUESTS_MAX: usize = 8192;
 
 /// Most buffers that a ring takes (the kernel's IORING_MAX_REG_BUFFERS).
 const BUFFERS_MAX: usize = 1 << 14;
-
-/// Size of the requests, and their number in flight, that fill the file.
-const FILL_BYTES: usize = 1 << 20;
-const FILL_DEPTH: usize = 16;
 
 /// Which ceiling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,84 +58,6 @@ pub enum Memory {
     Spread,
     /// As few as are in flight.
     Reused,
-}
-
-/// The file that the ceiling is measured on.
-pub struct TestFile {
-    file: File,
-    path: PathBuf,
-    bytes: u64,
-    direct: bool,
-    fill_seconds: f64,
-}
-
-impl TestFile {
-    /// Allocates and writes a file of `bytes`, or of less when that takes longer than `patience`. Blocks until it is
-    /// on the device.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when it cannot be written, [`Error::Interrupted`].
-    pub fn create(path: &Path, bytes: u64, patience: Duration, cancel: &AtomicBool) -> Result<Self> {
-        let bytes = bytes.next_multiple_of(FILL_BYTES as u64);
-        let open = |flags| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .custom_flags(flags)
-                .open(path)
-        };
-        let (file, direct) = match open(libc::O_DIRECT) {
-            Ok(file) => (file, true),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                (open(0).map_err(|error| Error::io("create", path, error))?, false)
-            }
-            Err(error) => return Err(Error::io("create", path, error)),
-        };
-        match fallocate(&file, FallocateFlags::empty(), 0, bytes as i64) {
-            Ok(()) | Err(Errno::EOPNOTSUPP) => {}
-            Err(errno) => return Err(Error::io("allocate", path, errno)),
-        }
-        let mut this = Self { file, path: path.to_owned(), bytes, direct, fill_seconds: 0.0 };
-        this.fill(patience, cancel)?;
-        Ok(this)
-    }
-
-    fn fill(&mut self, patience: Duration, cancel: &AtomicBool) -> Result<()> {
-        let mut rig = Rig::new(FILL_BYTES, FILL_BYTES, FILL_DEPTH, FILL_DEPTH)?;
-        let offsets: Vec<u64> = (0..self.bytes).step_by(FILL_BYTES).collect();
-        let started = Instant::now();
-        let mut written = 0;
-        for step in offsets.chunks(4 * FILL_DEPTH) {
-            rig.run(self, Kind::Overwrite, Memory::Reused, step, cancel)?;
-            written += step.len() * FILL_BYTES;
-            if started.elapsed() > patience {
-                break;
-            }
-        }
-        self.bytes = written as u64;
-        self.file.set_len(self.bytes).map_err(|error| Error::io("truncate", &self.path, error))?;
-        self.file.sync_all().map_err(|error| Error::io("fsync", &self.path, error))?;
-        self.fill_seconds = started.elapsed().as_secs_f64();
-        Ok(())
-    }
-
-    /// Its size.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Whether the file system took O_DIRECT.
-    pub fn is_direct(&self) -> bool {
-        self.direct
-    }
-
-    /// Bytes a second while it was written.
-    pub fn fill_rate(&self) -> f64 {
-        self.bytes as f64 / self.fill_seconds.max(1e-6)
-    }
 }
 
 /// One measurement.
@@ -281,7 +194,7 @@ impl Rig {
             // completion was reaped, except by `abandon`, which leaks them. The queue holds all requests in flight.
             if unsafe { self.ring.submission().push(&entry) }.is_err() {
                 self.abandon();
-                return Err(Error::io("submit to", &file.path, io::Error::other("the submission queue is full")));
+                return Err(Error::io("submit to", file.path(), io::Error::other("the submission queue is full")));
             }
             run.slots.begun(slot);
             run.in_flight += 1;
@@ -298,7 +211,7 @@ impl Rig {
         len: usize,
         offset: u64,
     ) -> squeue::Entry {
-        let (fd, len, index) = (types::Fd(file.file.as_raw_fd()), len as u32, slot as u16);
+        let (fd, len, index) = (types::Fd(file.as_file().as_raw_fd()), len as u32, slot as u16);
         match (kind, self.fixed) {
             (Kind::Read, true) => opcode::ReadFixed::new(fd, address, len, index).offset(offset).build(),
             (Kind::Read, false) => opcode::Read::new(fd, address, len).offset(offset).build(),
@@ -313,7 +226,7 @@ impl Rig {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => Ok(()),
             Err(error) => {
                 self.abandon();
-                Err(Error::io("io_uring_enter for", &file.path, error))
+                Err(Error::io("io_uring_enter for", file.path(), error))
             }
         }
     }
@@ -350,7 +263,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn fail(&mut self, file: &TestFile, error: io::Error) {
-        self.failure.get_or_insert_with(|| Error::io("read or write", &file.path, error));
+        self.failure.get_or_insert_with(|| Error::io("read or write", file.path(), error));
     }
 }
 
@@ -386,6 +299,8 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -24,6 +24,7 @@ mod run;
 pub mod scratch;
 mod stage;
 mod tally;
+pub mod test_file;
 mod transfer;
 
 pub use error::{Error, Result};

@@ -67,6 +67,10 @@ pub struct Volume {
     pub offset_align_bytes: u32,
     /// How the engine's rings had buffers registered.
     pub fixed_buffers: String,
+    /// What a store waited for.
+    pub durability: saltern::Durability,
+    /// Whether payloads had checksums, which cost CPU.
+    pub integrity: saltern::Integrity,
     /// Features of the engine's rings.
     pub ring: Vec<String>,
     /// Shards of the engine.
@@ -86,6 +90,8 @@ impl Volume {
             memory_align_bytes: status.volume.memory_align_bytes,
             offset_align_bytes: status.volume.offset_align_bytes,
             fixed_buffers: first.map_or_else(String::new, |shard| shard.fixed_buffers.to_owned()),
+            durability: status.durability,
+            integrity: status.integrity,
             ring: first.map_or_else(Vec::new, |shard| shard.ring.iter().map(|flag| (*flag).to_owned()).collect()),
             shards: status.shards.len(),
             segment_bytes,
@@ -151,6 +157,8 @@ pub struct PhaseResult {
     pub keys_per_s: Option<f64>,
     /// Keys for one second of the looking thread's CPU time (lookup alone).
     pub keys_per_cpu_s: Option<f64>,
+    /// The part of an open that read the directory (restart alone).
+    pub scan_seconds: Option<f64>,
     /// Bytes that were read back and compared after the timed part.
     pub verified_bytes: u64,
     /// Operations with a wrong outcome, wrong bytes included.

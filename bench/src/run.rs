@@ -4,7 +4,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
 
 use crate::arena::Arena;
-use crate::ceiling::TestFile;
 use crate::error::Result;
 use crate::machine;
 use crate::options::Options;
@@ -13,6 +12,7 @@ use crate::plan::{SizePlan, ceiling_bytes, fill_patience, plan};
 use crate::report::{Report, SCHEMA, Volume};
 use crate::scratch::Scratch;
 use crate::stage::Stage;
+use crate::test_file::TestFile;
 
 /// What is left free on the disk beside the data: metadata, and the other users of the disk.
 const SPARE_BYTES: u64 = 64 << 20;

@@ -11,13 +11,14 @@ use rand::seq::SliceRandom;
 use saltern::{Config, Engine, ObjectKey, Scope, kv_rank};
 
 use crate::arena::{Arena, ArenaEngine};
-use crate::ceiling::{Kind, Memory, Rig, Sample, TestFile};
+use crate::ceiling::{Kind, Memory, Rig, Sample};
 use crate::error::{Error, Result};
 use crate::options::Options;
 use crate::payload::mix;
 use crate::plan::SizePlan;
 use crate::run::Hooks;
 use crate::tally::{Ceiling, Problems, Tally};
+use crate::test_file::TestFile;
 use crate::transfer::{Mover, compare, poison, prepare};
 
 /// See the module.

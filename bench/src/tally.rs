@@ -127,6 +127,7 @@ impl Tally {
             ratio_rounds: self.ratios.iter().map(|ratio| round(*ratio, 3)).collect(),
             keys_per_s: None,
             keys_per_cpu_s: None,
+            scan_seconds: None,
             verified_bytes: self.verified_bytes,
             errors: self.problems.count,
             error_examples: self.problems.examples,

@@ -30,7 +30,9 @@ fn all_phases_run_and_verify_in_every_layout() {
         let report: Value = serde_json::from_slice(&std::fs::read(dir.path().join("out.json")).unwrap()).unwrap();
         assert_eq!(report["schema"], 1);
         assert!(report["machine"]["cores"].as_u64().unwrap() > 0);
-        assert!(!report["volume"]["fs"].as_str().unwrap().is_empty());
+        for field in ["fs", "durability", "integrity", "fixed_buffers"] {
+            assert!(!report["volume"][field].as_str().unwrap().is_empty(), "{field}");
+        }
         let results = report["results"].as_array().unwrap();
         let names: Vec<_> = results.iter().map(name).collect();
         assert_eq!(names, [PHASES, PHASES].concat());

@@ -8,7 +8,7 @@ use saltern::Engine;
 
 use super::Phase;
 use crate::error::{Error, Result};
-use crate::meter::{Latencies, Meter, Spent};
+use crate::meter::{Latencies, Meter, Spent, round};
 use crate::report::PhaseResult;
 use crate::stage::Stage;
 use crate::tally::{Problems, Tally};
@@ -25,26 +25,36 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<Vec<PhaseResult>> {
     let mut tally = Tally::new(stage.plan.object_bytes);
     stage.hooks.progress.begin(&stage.label("restart"), (OPENS + stage.stored) as u64);
     let mut latencies = Latencies::new();
-    let mut opens: Vec<Spent> = Vec::new();
+    let mut opens: Vec<Open> = Vec::new();
     for _ in 0..OPENS {
-        let spent = stage.reopen(open)?;
-        latencies.record(Duration::from_secs_f64(spent.seconds));
-        opens.push(spent);
+        let open = stage.reopen(open)?;
+        latencies.record(Duration::from_secs_f64(open.spent.seconds));
+        opens.push(open);
         check(stage, &mut tally.problems);
         stage.hooks.progress.advance(1);
     }
-    opens.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-    tally.add(opens[OPENS / 2], &latencies, stage.stored as u64, 0);
+    opens.sort_by(|a, b| a.spent.seconds.total_cmp(&b.spent.seconds));
+    let open = &opens[OPENS / 2];
+    tally.add(open.spent, &latencies, stage.stored as u64, 0);
     stage.verify_all(&mut tally)?;
-    Ok(vec![tally.finish(Phase::Restart, stage.options.layout, 1, OPENS)])
+    let mut result = tally.finish(Phase::Restart, stage.options.layout, 1, OPENS);
+    result.scan_seconds = Some(round(open.scan_seconds, 6));
+    Ok(vec![result])
+}
+
+/// One open.
+struct Open {
+    spent: Spent,
+    /// The part of it that read the directory; the rest is memory, rings and threads.
+    scan_seconds: f64,
 }
 
 /// Opens, and waits until every object is in the index.
-fn open(config: saltern::Config) -> Result<(Engine, Spent)> {
+fn open(config: saltern::Config) -> Result<(Engine, Open)> {
     let meter = Meter::process();
     let engine = Engine::open(config).map_err(Error::from)?;
-    engine.wait_recovered();
-    Ok((engine, meter.stop()))
+    let scan_seconds = engine.wait_recovered().seconds;
+    Ok((engine, Open { spent: meter.stop(), scan_seconds }))
 }
 
 /// Every object is found, with its size, and the usage is theirs.
