@@ -39,7 +39,7 @@ impl Asker {
             let thread = std::thread::Builder::new()
                 .name("saltern-lookup".into())
                 .spawn(move || serve(&core, &receiver))
-                .map_err(|error| Error::io("spawn", "(lookup thread)", errno_of(&error)))?;
+                .map_err(|error| Error::spawn("saltern-lookup", &error))?;
             *running = Some((sender, thread));
         }
         if let Some((sender, _)) = &*running
@@ -57,10 +57,6 @@ impl Asker {
             let _ = thread.join();
         }
     }
-}
-
-fn errno_of(error: &std::io::Error) -> nix::errno::Errno {
-    nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
 fn serve(core: &Core, receiver: &Receiver<Ask>) {

@@ -3,33 +3,26 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
-use parking_lot::Mutex;
-
 use crate::asker::{Ask, Asker};
-use crate::completion::{CompletionFds, Signal};
+use crate::completion::Signal;
 use crate::config::Config;
-use crate::core::Core;
-use crate::counts::Counts;
+use crate::core::{Core, Queued};
 use crate::error::{Error, Result};
-use crate::events::{Hub, Listener};
-use crate::index::{BeginStore, Index};
-use crate::integrity::Integrity;
+use crate::events::Listener;
+use crate::index::BeginStore;
 use crate::key::ObjectKey;
-use crate::ledger::{AdapterUsage, Ledger};
+use crate::ledger::AdapterUsage;
 use crate::mem::{Buffer, Pool};
+use crate::open::Opener;
 use crate::report::{DeleteReport, LoadReport, LookupReport, StoreReport};
-use crate::ring::BufferRegistry;
-use crate::scan::{Recovery, RecoveryReport, recover};
-use crate::shard::{Command, DeleteOp, LoadOp, Mailbox, Shard, StoreOp};
-use crate::status::{ShardStatus, SpareStatus, Status};
-use crate::ticket::{Report, Ticket, open_batch};
-use crate::volume::Volume;
-use crate::watchdog::Watchdog;
+use crate::scan::RecoveryReport;
+use crate::shard::{Command, DeleteOp, LoadOp, StoreOp};
+use crate::status::{SpareStatus, Status};
+use crate::ticket::{Part, Report, Ticket, open_batch};
+use crate::watchdog::{Line, Watchdog};
 
 /// Kinds of tickets that have an event descriptor of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,71 +34,6 @@ pub enum Class {
     Lookup,
     /// [`Engine::load`]
     Load,
-}
-
-/// Lines of the watchdog.
-const LINE_STORE: usize = 0;
-const LINE_LOAD: usize = 1;
-const LINE_LOOKUP: usize = 2;
-
-/// The default of `min_free_bytes` is not more than this.
-const MIN_FREE_DEFAULT_MAX: u64 = 1 << 30;
-
-type Progress = Box<dyn Fn(u64) + Send + Sync>;
-
-/// How to open an engine, beyond its configuration.
-pub struct Opener {
-    config: Config,
-    progress: Progress,
-    background: bool,
-}
-
-impl Opener {
-    /// Calls `progress` with the number of directory entries seen so far, on a scanning thread.
-    pub fn progress(mut self, progress: impl Fn(u64) + Send + Sync + 'static) -> Self {
-        self.progress = Box::new(progress);
-        self
-    }
-
-    /// Returns before the scan is complete. Until then keys that the index lacks are asked of the disk, and stores wait
-    /// for the scan where there is a capacity.
-    pub fn background(mut self, background: bool) -> Self {
-        self.background = background;
-        self
-    }
-
-    /// Opens. Blocks for the scan of the directory, unless it runs in the background.
-    ///
-    /// # Errors
-    /// [`Error::Config`], [`Error::VolumeOwned`], [`Error::RingUnavailable`], and [`Error::Io`] for the directory.
-    pub fn open(self) -> Result<Engine> {
-        let Self { config, progress, background } = self;
-        config.validate()?;
-        let mut engine = Engine::start(config)?;
-        let core = engine.core.clone();
-        let unfinished = core.volume.remove_unfinished()?;
-        let scan = move || {
-            let config = &core.config;
-            let Core { volume, index, ledger, recovery, .. } = &*core;
-            let mut report = recover(volume, config.layout, index, ledger, config.scan_threads, recovery, &*progress);
-            report.unfinished = unfinished;
-            if let Some(error) = &report.error {
-                tracing::error!(error, "the scan ended early; what it did not see is asked of the disk");
-            }
-            recovery.finish(report);
-            core.release_deferred();
-            core.hub.recovered(index);
-        };
-        if background {
-            engine.scan = Some(spawn("saltern-scan", scan)?);
-        } else {
-            scan();
-            if let Some(RecoveryReport { error: Some(reason), .. }) = engine.core.recovery.peek() {
-                return Err(Error::Config { option: "dir", reason: format!("the scan failed: {reason}") });
-            }
-        }
-        Ok(engine)
-    }
 }
 
 /// A local store of KV-cache objects in one directory.
@@ -128,17 +56,12 @@ impl Opener {
 /// # Ok::<(), saltern::Error>(())
 /// ```
 pub struct Engine {
-    core: Arc<Core>,
-    shards: Vec<JoinHandle<()>>,
-    scan: Option<JoinHandle<()>>,
-    asker: Asker,
-    watchdog: Watchdog,
-    tickets: AtomicU64,
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    let errno = |error: std::io::Error| nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0));
-    std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| Error::io("spawn", name, errno(error)))
+    pub(crate) core: Arc<Core>,
+    pub(crate) shards: Vec<JoinHandle<()>>,
+    pub(crate) scan: Option<JoinHandle<()>>,
+    pub(crate) asker: Asker,
+    pub(crate) watchdog: Watchdog,
+    pub(crate) tickets: AtomicU64,
 }
 
 impl Engine {
@@ -155,102 +78,12 @@ impl Engine {
         Opener { config, progress: Box::new(|_| {}), background: false }
     }
 
-    /// Takes the directory and starts all threads but the scan's.
-    fn start(config: Config) -> Result<Self> {
-        let volume = Volume::open(&config)?;
-        let pool = Pool::new(config.pool_bytes)?;
-        let registry = BufferRegistry::new();
-        let (ptr, len) = pool.span();
-        // The registry and the shards' rings go before the pool: see `Core`, whose fields drop in order, and `shut_down`,
-        // which joins the shards before.
-        register(&registry, ptr, len)?;
-        let hub = Arc::new(Hub::new());
-        let counts = Arc::new(Counts::default());
-        let completion = Arc::new(CompletionFds::new()?);
-        let deadlines = [config.store_deadline, config.load_deadline, config.lookup_deadline];
-        let watchdog = Watchdog::start(&deadlines, counts.clone(), completion.clone());
-        let watchdog = watchdog.map_err(|e| {
-            Error::io("spawn", "(deadline thread)", nix::errno::Errno::from_raw(e.raw_os_error().unwrap_or(0)))
-        })?;
-        let at = |errno| Error::io("fstatfs", volume.path(), errno);
-        let (_, disk_bytes) = volume.free_bytes().map_err(at)?;
-        let core = Arc::new(Core {
-            integrity: if volume.has_attributes() { config.integrity } else { Integrity::Off },
-            old_spares: Mutex::new(volume.collect_spares()?),
-            spare_bytes: AtomicU64::new(0),
-            spare_count: AtomicU64::new(0),
-            min_free_bytes: config.min_free_bytes.unwrap_or((disk_bytes / 100).min(MIN_FREE_DEFAULT_MAX)),
-            mailboxes: (0..config.shards).map(|_| Mailbox::new()).collect::<Result<_>>()?,
-            ledger: Ledger::new(config.capacity_bytes),
-            index: Arc::new(Index::new(hub.clone())),
-            hub,
-            recovery: Recovery::default(),
-            completion,
-            counts,
-            registry,
-            pool,
-            shard_status: Mutex::new(Vec::new()),
-            closing: AtomicBool::new(false),
-            failed: AtomicBool::new(false),
-            queued: Arc::new(AtomicUsize::new(0)),
-            deferred: Mutex::default(),
-            volume,
-            config,
-        });
-        let mut engine = Self {
-            shards: Vec::new(),
-            scan: None,
-            asker: Asker::default(),
-            watchdog,
-            tickets: AtomicU64::new(1),
-            core,
-        };
-        engine.start_shards()?;
-        Ok(engine)
-    }
-
-    fn start_shards(&mut self) -> Result<()> {
-        let cpus = if self.core.config.pin_shards { usable_cpus() } else { Vec::new() };
-        for me in 0..self.core.config.shards {
-            // From the last CPU on: the first ones usually serve interrupts.
-            let cpu = (!cpus.is_empty()).then(|| cpus[cpus.len() - 1 - me % cpus.len()]);
-            let (sender, receiver) = crossbeam::channel::bounded(1);
-            let core = self.core.clone();
-            self.shards.push(spawn(&format!("saltern-shard-{me}"), move || {
-                let pinned = cpu.filter(|cpu| pin_to(*cpu));
-                match Shard::new(core, me) {
-                    Ok(mut shard) => {
-                        let _ = sender.send(Ok(ShardStatus {
-                            cpu: pinned.map(|cpu| cpu as u32),
-                            ring: shard.ring().features().to_vec(),
-                            fixed_buffers: shard.ring().buffers().means(),
-                            is_running: true,
-                        }));
-                        if let Err(error) = shard.run() {
-                            tracing::error!(%error, me, "a shard failed");
-                        }
-                    }
-                    Err(error) => drop(sender.send(Err(error))),
-                }
-            })?);
-            let status = receiver.recv().unwrap_or(Err(Error::ShardFailed))?;
-            self.core.shard_status.lock().push(status);
-        }
-        Ok(())
-    }
-
     /// Blocks until the scan of the directory is over, and says what it found.
     pub fn wait_recovered(&self) -> RecoveryReport {
         self.core.recovery.wait()
     }
 
-    fn open_batch<R: Report>(
-        &self,
-        report: R,
-        count: usize,
-        line: usize,
-        signal: Signal,
-    ) -> (Ticket<R>, Vec<crate::ticket::Part<R>>) {
+    fn open_batch<R: Report>(&self, report: R, count: usize, line: Line, signal: Signal) -> (Ticket<R>, Vec<Part<R>>) {
         let (ticket, parts, batch) = open_batch(self.next_id(), report, count, signal);
         if count > 0 {
             self.watchdog.watch(line, batch);
@@ -279,7 +112,7 @@ impl Engine {
     pub fn store(&self, batch: Vec<(ObjectKey, Buffer)>) -> Ticket<StoreReport> {
         let count = batch.len();
         let (ticket, parts) =
-            self.open_batch(StoreReport::open(count), count, LINE_STORE, Signal::to(&self.core.completion.store));
+            self.open_batch(StoreReport::open(count), count, Line::Store, Signal::to(&self.core.completion.store));
         let core = &self.core;
         let mut admitted = core.admit(count);
         // While the scan runs, what is used is not known: stores under a capacity wait for it.
@@ -287,59 +120,12 @@ impl Engine {
         let defer = !recovered && core.config.capacity_bytes.is_some();
         let mut touched = 0;
         for ((key, buffer), part) in batch.into_iter().zip(parts) {
-            let queued = match &mut admitted {
-                Ok(place) => place(),
-                Err(error) => {
-                    part.answer((Err(error.clone()), Some(buffer)));
-                    continue;
+            match &mut admitted {
+                Ok(place) => {
+                    let op = self.name_store(&key, buffer, part, place(), !recovered);
+                    touched |= op.map_or(0, |op| self.begin_store(op, defer));
                 }
-            };
-            let bytes = buffer.len() as u64;
-            let limit = core.config.max_object_bytes;
-            let name = if bytes > limit {
-                Err(Error::TooLarge { bytes, limit })
-            } else {
-                core.config.layout.encode(&key).map_err(Error::from)
-            };
-            let name = match name {
-                Ok(name) => name,
-                Err(error) => {
-                    core.counts.store_errors.add(1);
-                    part.answer((Err(error), Some(buffer)));
-                    continue;
-                }
-            };
-            let keyed = core.index.keyed(&key, &core.ledger);
-            let mut claimed = false;
-            if !defer {
-                match core.index.begin_store(&keyed) {
-                    BeginStore::Present => {
-                        core.counts.restores.add(1);
-                        part.answer((Ok(0), Some(buffer)));
-                        continue;
-                    }
-                    BeginStore::Busy => {}
-                    BeginStore::New => {
-                        if let Err(room) = core.ledger.reserve(keyed.salt, bytes) {
-                            core.index.abort_store(&keyed);
-                            part.answer((Err(core.full(bytes, room)), Some(buffer)));
-                            // Stores that met the claim meanwhile are waiting for it at the key's home.
-                            let home = core.home(&keyed);
-                            core.mailboxes[home].push(Command::Released(keyed));
-                            touched |= 1 << home;
-                            continue;
-                        }
-                        claimed = true;
-                    }
-                }
-            }
-            let home = core.home(&keyed);
-            let op = StoreOp { keyed, name, buffer, part, claimed, ask_disk: !recovered, _queued: queued };
-            if defer {
-                core.deferred.lock().push(op);
-            } else {
-                core.mailboxes[home].push(Command::Store(op));
-                touched |= 1 << home;
+                Err(error) => drop(part.answer((Err(error.clone()), Some(buffer)))),
             }
         }
         if defer && core.recovery.is_over() {
@@ -348,6 +134,68 @@ impl Engine {
         }
         self.ring(touched);
         ticket
+    }
+
+    /// Checks one object, and finds its name; `None` when it was refused, and answered.
+    fn name_store(
+        &self,
+        key: &ObjectKey,
+        buffer: Buffer,
+        part: Part<StoreReport>,
+        queued: Queued,
+        ask_disk: bool,
+    ) -> Option<StoreOp> {
+        let core = &self.core;
+        let (bytes, limit) = (buffer.len() as u64, core.config.max_object_bytes);
+        let name = if bytes > limit {
+            Err(Error::TooLarge { bytes, limit })
+        } else {
+            core.config.layout.encode(key).map_err(Error::from)
+        };
+        match name {
+            Ok(name) => {
+                let keyed = core.index.keyed(key, &core.ledger);
+                Some(StoreOp { keyed, name, buffer, part, claimed: false, ask_disk, _queued: queued })
+            }
+            Err(error) => {
+                core.counts.store_errors.add(1);
+                part.answer((Err(error), Some(buffer)));
+                None
+            }
+        }
+    }
+
+    /// Claims the key and reserves its bytes, and hands the store to its shard. Gives the shards to wake, a bit each.
+    fn begin_store(&self, mut op: StoreOp, defer: bool) -> u64 {
+        let core = &self.core;
+        if defer {
+            core.deferred.lock().push(op);
+            return 0;
+        }
+        let home = core.home(&op.keyed);
+        let bytes = op.buffer.len() as u64;
+        match core.index.begin_store(&op.keyed) {
+            BeginStore::Present => {
+                core.counts.restores.add(1);
+                op.part.answer((Ok(0), Some(op.buffer)));
+                return 0;
+            }
+            // The shard will see when the key is free.
+            BeginStore::Busy => core.mailboxes[home].push(Command::Store(op)),
+            BeginStore::New => match core.ledger.reserve(op.keyed.salt, bytes) {
+                Ok(()) => {
+                    op.claimed = true;
+                    core.mailboxes[home].push(Command::Store(op));
+                }
+                Err(room) => {
+                    core.index.abort_store(&op.keyed);
+                    op.part.answer((Err(core.full(bytes, room)), Some(op.buffer)));
+                    // Stores that met the claim meanwhile are waiting for it at the key's home.
+                    core.mailboxes[home].push(Command::Released(op.keyed));
+                }
+            },
+        }
+        1 << home
     }
 
     /// Looks keys up, and pins what is found: until `unpin`, or until the lease ends, it is not deleted.
@@ -373,7 +221,7 @@ impl Engine {
     fn ask(&self, keys: &[ObjectKey], sizes: Vec<Option<u64>>) -> Ticket<LookupReport> {
         let core = &self.core;
         let report = LookupReport { sizes: vec![None; keys.len()] };
-        let (ticket, parts) = self.open_batch(report, keys.len(), LINE_LOOKUP, Signal::to(&core.completion.lookup));
+        let (ticket, parts) = self.open_batch(report, keys.len(), Line::Lookup, Signal::to(&core.completion.lookup));
         let mut admitted = core.admit(keys.len()).ok();
         for ((key, size), part) in keys.iter().zip(sizes).zip(parts) {
             match (size, &mut admitted) {
@@ -401,7 +249,7 @@ impl Engine {
     pub fn load(&self, batch: Vec<(ObjectKey, Buffer)>) -> Ticket<LoadReport> {
         let count = batch.len();
         let (ticket, parts) =
-            self.open_batch(LoadReport::open(count), count, LINE_LOAD, Signal::to(&self.core.completion.load));
+            self.open_batch(LoadReport::open(count), count, Line::Load, Signal::to(&self.core.completion.load));
         let core = &self.core;
         let mut admitted = core.admit(count);
         let mut touched = 0;
@@ -437,7 +285,7 @@ impl Engine {
     ///
     /// A delete is not synced: after a power cut the object may be back.
     pub fn delete(&self, keys: &[ObjectKey]) -> Ticket<DeleteReport> {
-        let (ticket, parts) = self.open_batch(DeleteReport::open(keys.len()), keys.len(), LINE_LOAD, Signal::none());
+        let (ticket, parts) = self.open_batch(DeleteReport::open(keys.len()), keys.len(), Line::Load, Signal::none());
         let core = &self.core;
         let mut admitted = core.admit(keys.len());
         let mut touched = 0;
@@ -590,20 +438,4 @@ impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine").field("dir", &self.core.volume.path()).finish_non_exhaustive()
     }
-}
-
-#[expect(unsafe_code, reason = "the engine vouches for its own pool")]
-fn register(registry: &BufferRegistry, ptr: *mut u8, len: usize) -> Result<()> {
-    // SAFETY: the pool is mapped until `Core` is dropped, which the shards' threads hold for as long as their rings live.
-    unsafe { registry.add(ptr, len) }
-}
-
-fn usable_cpus() -> Vec<usize> {
-    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
-    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
-}
-
-fn pin_to(cpu: usize) -> bool {
-    let mut set = CpuSet::new();
-    set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)).is_ok()
 }

@@ -148,6 +148,10 @@ impl Error {
         Self::Io { op, path: path.into(), errno }
     }
 
+    pub(crate) fn spawn(thread: &str, error: &std::io::Error) -> Self {
+        Self::io("spawn", thread, Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EAGAIN as i32)))
+    }
+
     /// The kernel's error number, where there is one.
     pub fn errno(&self) -> Option<i32> {
         match self {

@@ -145,9 +145,7 @@ impl Hub {
         if thread.is_none() {
             let (hub, index) = (self.clone(), index.clone());
             let spawned = std::thread::Builder::new().name("saltern-events".into()).spawn(move || hub.deliver(&index));
-            *thread = Some(spawned.map_err(|error| {
-                Error::io("spawn", "(event thread)", nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(0)))
-            })?);
+            *thread = Some(spawned.map_err(|error| Error::spawn("saltern-events", &error))?);
         }
         Ok(())
     }

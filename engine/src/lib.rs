@@ -14,6 +14,7 @@ mod key;
 pub mod layout;
 pub mod ledger;
 mod mem;
+mod open;
 pub mod probe;
 mod report;
 mod ring;
@@ -26,7 +27,7 @@ mod volume;
 mod watchdog;
 
 pub use config::{Config, DEPTH_RANGE, DirectIo, Durability, SEGMENT_BYTES_RANGE, SHARDS_MAX};
-pub use engine::{Class, Engine, Opener};
+pub use engine::{Class, Engine};
 pub use error::{Error, Result};
 pub use events::{EVENT_BATCH_MAX, EVENT_QUEUE_MAX, Event, EventKind, Listener};
 pub use integrity::Integrity;
@@ -34,6 +35,7 @@ pub use key::{CHUNK_HASH_MAX_BYTES, ChunkHash, KeyError, ObjectKey, SALT_FORBIDD
 pub use layout::Layout;
 pub use ledger::AdapterUsage;
 pub use mem::{Buffer, Keepalive, PageKind, Pool, PoolBuffer, PoolStatus};
+pub use open::Opener;
 pub use report::{DeleteReport, LoadReport, LookupReport, StoreReport};
 pub use scan::RecoveryReport;
 pub use status::{Counters, ShardStatus, SpareStatus, Status, VolumeStatus};

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::completion::CompletionFds;
+use crate::config::Config;
 use crate::counts::Counts;
 use crate::error::Error;
 use crate::ticket::Expire;
@@ -21,13 +22,22 @@ const TICK: Duration = Duration::from_millis(20);
 /// Stands for a deadline that the clock cannot hold.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-struct Line {
+/// Kinds of batches, by their deadline.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Line {
+    Store,
+    /// Loads and deletes.
+    Load,
+    Lookup,
+}
+
+struct Queue {
     deadline: Duration,
     waiting: Mutex<VecDeque<(Instant, Arc<dyn Expire>)>>,
 }
 
 struct Shared {
-    lines: Vec<Line>,
+    lines: [Queue; 3],
     stop: Mutex<bool>,
     stopped: Condvar,
     counts: Arc<Counts>,
@@ -41,13 +51,10 @@ pub(crate) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts the thread; line `i` has `deadlines[i]`.
-    pub(crate) fn start(
-        deadlines: &[Duration],
-        counts: Arc<Counts>,
-        completion: Arc<CompletionFds>,
-    ) -> std::io::Result<Self> {
-        let lines = deadlines.iter().map(|deadline| Line { deadline: *deadline, waiting: Mutex::default() }).collect();
+    /// Starts the thread, with the deadline of each [`Line`].
+    pub(crate) fn start(config: &Config, counts: Arc<Counts>, completion: Arc<CompletionFds>) -> std::io::Result<Self> {
+        let lines = [config.store_deadline, config.load_deadline, config.lookup_deadline]
+            .map(|deadline| Queue { deadline, waiting: Mutex::default() });
         let shared = Arc::new(Shared { lines, stop: Mutex::new(false), stopped: Condvar::new(), counts, completion });
         let thread = std::thread::Builder::new().name("saltern-deadline".into()).spawn({
             let shared = shared.clone();
@@ -57,8 +64,8 @@ impl Watchdog {
     }
 
     /// Watches a batch, from now on.
-    pub(crate) fn watch(&self, line: usize, batch: Arc<dyn Expire>) {
-        let line = &self.shared.lines[line];
+    pub(crate) fn watch(&self, line: Line, batch: Arc<dyn Expire>) {
+        let line = &self.shared.lines[line as usize];
         let mut waiting = line.waiting.lock();
         // What is done leaves here, so that the line is as long as what is in flight.
         while waiting.front().is_some_and(|(_, batch)| batch.is_done()) {
@@ -90,7 +97,7 @@ impl Shared {
         }
     }
 
-    fn expire(&self, line: &Line) {
+    fn expire(&self, line: &Queue) {
         let now = Instant::now();
         loop {
             let batch = {

@@ -1,0 +1,181 @@
+//! Opening an engine: the directory is taken, threads are started, the scan fills the index.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::thread::JoinHandle;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+
+use crate::asker::Asker;
+use crate::completion::CompletionFds;
+use crate::config::Config;
+use crate::core::Core;
+use crate::counts::Counts;
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::events::Hub;
+use crate::index::Index;
+use crate::integrity::Integrity;
+use crate::ledger::Ledger;
+use crate::mem::Pool;
+use crate::ring::BufferRegistry;
+use crate::scan::{Recovery, RecoveryReport, recover};
+use crate::shard::{Mailbox, Shard};
+use crate::status::ShardStatus;
+use crate::volume::Volume;
+use crate::watchdog::Watchdog;
+
+/// The default of `min_free_bytes` is not more than this.
+const MIN_FREE_DEFAULT_MAX: u64 = 1 << 30;
+
+pub(crate) type Progress = Box<dyn Fn(u64) + Send + Sync>;
+
+/// How to open an engine, beyond its configuration.
+pub struct Opener {
+    pub(crate) config: Config,
+    pub(crate) progress: Progress,
+    pub(crate) background: bool,
+}
+
+impl Opener {
+    /// Calls `progress` with the number of directory entries seen so far, on a scanning thread.
+    pub fn progress(mut self, progress: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
+    /// Returns before the scan is complete. Until then keys that the index lacks are asked of the disk, and stores wait
+    /// for the scan where there is a capacity.
+    pub fn background(mut self, background: bool) -> Self {
+        self.background = background;
+        self
+    }
+
+    /// Opens. Blocks for the scan of the directory, unless it runs in the background.
+    ///
+    /// # Errors
+    /// [`Error::Config`], [`Error::VolumeOwned`], [`Error::RingUnavailable`], and [`Error::Io`] for the directory.
+    pub fn open(self) -> Result<Engine> {
+        let Self { config, progress, background } = self;
+        config.validate()?;
+        let mut engine = start(config)?;
+        let core = engine.core.clone();
+        let unfinished = core.volume.remove_unfinished()?;
+        let scan = move || {
+            let config = &core.config;
+            let Core { volume, index, ledger, recovery, .. } = &*core;
+            let mut report = recover(volume, config.layout, index, ledger, config.scan_threads, recovery, &*progress);
+            report.unfinished = unfinished;
+            if let Some(error) = &report.error {
+                tracing::error!(error, "the scan ended early; what it did not see is asked of the disk");
+            }
+            recovery.finish(report);
+            core.release_deferred();
+            core.hub.recovered(index);
+        };
+        if background {
+            engine.scan = Some(spawn("saltern-scan", scan)?);
+        } else {
+            scan();
+            if let Some(RecoveryReport { error: Some(reason), .. }) = engine.core.recovery.peek() {
+                return Err(Error::Config { option: "dir", reason: format!("the scan failed: {reason}") });
+            }
+        }
+        Ok(engine)
+    }
+}
+
+/// Takes the directory and starts all threads but the scan's.
+fn start(config: Config) -> Result<Engine> {
+    let volume = Volume::open(&config)?;
+    let pool = Pool::new(config.pool_bytes)?;
+    let registry = BufferRegistry::new();
+    let (ptr, len) = pool.span();
+    register(&registry, ptr, len)?;
+    let hub = Arc::new(Hub::new());
+    let counts = Arc::new(Counts::default());
+    let completion = Arc::new(CompletionFds::new()?);
+    let watchdog = Watchdog::start(&config, counts.clone(), completion.clone());
+    let watchdog = watchdog.map_err(|error| Error::spawn("saltern-deadline", &error))?;
+    let at = |errno| Error::io("fstatfs", volume.path(), errno);
+    let (_, disk_bytes) = volume.free_bytes().map_err(at)?;
+    let core = Arc::new(Core {
+        integrity: if volume.has_attributes() { config.integrity } else { Integrity::Off },
+        old_spares: Mutex::new(volume.collect_spares()?),
+        spare_bytes: AtomicU64::new(0),
+        spare_count: AtomicU64::new(0),
+        min_free_bytes: config.min_free_bytes.unwrap_or((disk_bytes / 100).min(MIN_FREE_DEFAULT_MAX)),
+        mailboxes: (0..config.shards).map(|_| Mailbox::new()).collect::<Result<_>>()?,
+        ledger: Ledger::new(config.capacity_bytes),
+        index: Arc::new(Index::new(hub.clone())),
+        hub,
+        recovery: Recovery::default(),
+        completion,
+        counts,
+        registry,
+        pool,
+        shard_status: Mutex::new(Vec::new()),
+        closing: AtomicBool::new(false),
+        failed: AtomicBool::new(false),
+        queued: Arc::new(AtomicUsize::new(0)),
+        deferred: Mutex::default(),
+        volume,
+        config,
+    });
+    let mut engine =
+        Engine { shards: Vec::new(), scan: None, asker: Asker::default(), watchdog, tickets: AtomicU64::new(1), core };
+    start_shards(&mut engine)?;
+    Ok(engine)
+}
+
+fn start_shards(engine: &mut Engine) -> Result<()> {
+    let cpus = if engine.core.config.pin_shards { usable_cpus() } else { Vec::new() };
+    for me in 0..engine.core.config.shards {
+        // From the last CPU on: the first ones usually serve interrupts.
+        let cpu = (!cpus.is_empty()).then(|| cpus[cpus.len() - 1 - me % cpus.len()]);
+        let (sender, receiver) = crossbeam::channel::bounded(1);
+        let core = engine.core.clone();
+        engine.shards.push(spawn(&format!("saltern-shard-{me}"), move || {
+            let pinned = cpu.filter(|cpu| pin_to(*cpu));
+            match Shard::new(core, me) {
+                Ok(mut shard) => {
+                    let _ = sender.send(Ok(ShardStatus {
+                        cpu: pinned.map(|cpu| cpu as u32),
+                        ring: shard.ring().features().to_vec(),
+                        fixed_buffers: shard.ring().buffers().means(),
+                        is_running: true,
+                    }));
+                    if let Err(error) = shard.run() {
+                        tracing::error!(%error, me, "a shard failed");
+                    }
+                }
+                Err(error) => drop(sender.send(Err(error))),
+            }
+        })?);
+        let status = receiver.recv().unwrap_or(Err(Error::ShardFailed))?;
+        engine.core.shard_status.lock().push(status);
+    }
+    Ok(())
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| Error::spawn(name, &error))
+}
+
+#[expect(unsafe_code, reason = "the engine vouches for its own pool")]
+fn register(registry: &BufferRegistry, ptr: *mut u8, len: usize) -> Result<()> {
+    // SAFETY: the pool is mapped until `Core` is dropped, which the shards' threads hold for as long as their rings live.
+    unsafe { registry.add(ptr, len) }
+}
+
+fn usable_cpus() -> Vec<usize> {
+    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
+    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect()
+}
+
+fn pin_to(cpu: usize) -> bool {
+    let mut set = CpuSet::new();
+    set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set)).is_ok()
+}
