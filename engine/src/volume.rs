@@ -142,6 +142,13 @@ impl Volume {
         openat(&self.dir, ".", OPEN_DIR, Mode::empty()).map_err(|errno| Error::io("open", &self.path, errno))
     }
 
+    /// A descriptor of the spares' directory. Syncing it makes the renames into it durable, wherever they came from: ext4
+    /// and xfs log both sides of a rename in one transaction. (The directory that lost the name may be one of many.)
+    pub(crate) fn spares_dir(&self) -> Result<OwnedFd> {
+        let at = |errno| Error::io("open", self.path.join(".saltern/spares"), errno);
+        openat(&self.spares, ".", OPEN_DIR, Mode::empty()).map_err(at)
+    }
+
     /// The lock's descriptor, to be registered with rings: it then outlives a killed process for as long as its
     /// requests are in flight, and a successor waits for them.
     pub(crate) fn lock_fd(&self) -> BorrowedFd<'_> {

@@ -11,6 +11,9 @@ use crate::wait::until;
 /// Where unfinished stores are, in the volume's directory.
 pub const TMP: &str = ".saltern/tmp";
 
+/// Where files are that are kept to be overwritten, in the volume's directory.
+const SPARES: &str = ".saltern/spares";
+
 /// The object files of a directory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Disk {
@@ -104,6 +107,12 @@ pub fn unfinished(dir: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.expect("readdir").path()).collect()
 }
 
+/// Sizes of the files that are kept to be overwritten.
+fn spares(dir: &Path) -> Vec<u64> {
+    let Ok(entries) = fs::read_dir(dir.join(SPARES)) else { return Vec::new() };
+    entries.map(|entry| entry.and_then(|entry| entry.metadata()).expect("readdir").len()).collect()
+}
+
 /// Checks an idle engine's accounts against the directory, by salt and in total; gives what is on disk.
 pub fn assert_books(engine: &Engine, dir: &Path, layout: Layout) -> Disk {
     until("no object is queued", || engine.status().queued_objects == 0);
@@ -116,6 +125,9 @@ pub fn assert_books(engine: &Engine, dir: &Path, layout: Layout) -> Disk {
     assert_eq!(status.objects, disk.files.len() as u64, "objects, and files on disk");
     assert_eq!(status.used_bytes, disk.bytes, "status, and what is on disk");
     assert_eq!(status.counters.ledger_underflows, 0);
+    let spares = spares(dir);
+    assert_eq!((status.spares.count, status.spares.bytes), (spares.len() as u64, spares.iter().sum()), "spares");
+    assert!(status.spares.bytes <= status.spares.limit_bytes, "{:?}", status.spares);
     disk
 }
 

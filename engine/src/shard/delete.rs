@@ -79,7 +79,7 @@ impl Shard {
     pub(super) fn sync_spares(&mut self, missed: bool) {
         if self.spares.wants_sync(missed) {
             self.spares.begin_sync();
-            let dir = self.dir.clone();
+            let dir = self.spares_dir.clone();
             self.sync(Pending::SpareSync, Op::SyncAll, dir);
         }
     }

@@ -87,7 +87,7 @@ enum Pending {
     DirSync {
         actives: Vec<usize>,
     },
-    /// fsync of the directory, which makes retired files clean.
+    /// fsync of the spares' directory, which makes retired files clean.
     SpareSync,
 }
 
@@ -151,8 +151,9 @@ pub(crate) struct Shard {
     disk_is_low: bool,
     /// Whose files may be overwritten.
     user: u32,
-    /// The volume's directory, for syncing it.
+    /// The volume's directory and the spares' one, for syncing them.
     dir: Rc<OwnedFd>,
+    spares_dir: Rc<OwnedFd>,
     dir_sync_running: bool,
     dir_sync_waiting: Vec<usize>,
     next_number: u64,
@@ -196,6 +197,7 @@ impl Shard {
             disk_is_low: false,
             user: nix::unistd::geteuid().as_raw(),
             dir,
+            spares_dir: Rc::new(volume.spares_dir()?),
             dir_sync_running: false,
             dir_sync_waiting: Vec::new(),
             next_number: 0,

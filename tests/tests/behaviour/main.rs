@@ -10,6 +10,7 @@ mod limits;
 mod model;
 mod pins;
 mod recovery;
+mod recycling;
 mod tickets;
 mod volume;
 

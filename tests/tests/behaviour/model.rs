@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, RngSeed, TestRunner};
-use saltern::{Config, DirectIo, Durability, Engine, Error, Layout, ObjectKey};
+use saltern::{Config, DEPTH_RANGE, DirectIo, Durability, Engine, Error, Integrity, Layout, ObjectKey};
 use saltern_tests::{
     Deleted, Disk, Lender, Loaded, Memory, Model, Object, Recorder, Seed, Stored, assert_books, config, done,
     file_name, payload, unfinished, varied,
@@ -81,6 +81,10 @@ struct Setup {
     segment_bytes: usize,
     durability: Durability,
     direct_io: DirectIo,
+    depth: usize,
+    integrity: Integrity,
+    spare_bytes: u64,
+    open_files: Option<usize>,
 }
 
 impl Setup {
@@ -91,7 +95,10 @@ impl Setup {
         config.capacity_bytes = self.capacity;
         config.segment_bytes = self.segment_bytes;
         config.pool_bytes = self.shards * 8 * self.segment_bytes + (12 << 20);
-        config.depth = 16;
+        config.depth = self.depth;
+        config.integrity = self.integrity;
+        config.spare_bytes = self.spare_bytes;
+        config.open_files = self.open_files;
         config.durability = self.durability;
         config.direct_io = self.direct_io;
         config.max_object_bytes = MAX_OBJECT_BYTES as u64;
@@ -101,22 +108,39 @@ impl Setup {
 }
 
 fn setups() -> impl Strategy<Value = Setup> {
-    (
+    let volume = (
         prop::sample::select(&Layout::ALL[..]),
-        prop_oneof![Just(1_usize), Just(3)],
         prop_oneof![Just(None), Just(Some(0)), Just(Some(200_000)), Just(Some(6 << 20))],
-        prop_oneof![Just(64_usize << 10), Just(256 << 10), Just(1 << 20)],
         prop_oneof![4 => Just(Durability::None), 1 => Just(Durability::Data), 1 => Just(Durability::Full)],
         prop_oneof![4 => Just(DirectIo::Auto), 1 => Just(DirectIo::Off)],
-    )
-        .prop_map(|(layout, shards, capacity, segment_bytes, durability, direct_io)| Setup {
+    );
+    let shards = (
+        prop_oneof![Just(1_usize), Just(3)],
+        prop_oneof![Just(64_usize << 10), Just(256 << 10), Just(1 << 20)],
+        prop_oneof![Just(DEPTH_RANGE.0), Just(64)],
+    );
+    let files = (
+        prop::sample::select(&[Integrity::Off, Integrity::Store, Integrity::Verify][..]),
+        prop_oneof![1 => Just(0), 1 => Just(300_000), 3 => Just(1 << 30)],
+        prop_oneof![Just(Some(0)), Just(Some(3)), Just(None)],
+    );
+    (volume, shards, files).prop_map(|(volume, shards, files)| {
+        let (layout, capacity, durability, direct_io) = volume;
+        let (shards, segment_bytes, depth) = shards;
+        let (integrity, spare_bytes, open_files) = files;
+        Setup {
             layout,
             shards,
             capacity,
             segment_bytes,
             durability,
             direct_io,
-        })
+            depth,
+            integrity,
+            spare_bytes,
+            open_files,
+        }
+    })
 }
 
 fn memories() -> impl Strategy<Value = Memory> {
@@ -352,7 +376,7 @@ fn engine_and_model_never_differ() {
     let seed = Seed::new("engine_and_model_never_differ");
     let lender = RefCell::new(Lender::new(24 << 20));
     let mut runner = TestRunner::new(Runs {
-        cases: if is_long() { 2000 } else { 40 },
+        cases: if is_long() { 10_000 } else { 400 },
         rng_seed: RngSeed::Fixed(seed.value()),
         failure_persistence: None,
         max_shrink_iters: 400,

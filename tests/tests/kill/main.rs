@@ -67,7 +67,7 @@ fn nothing_is_wrong_after_fifty_kills() {
     let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "kill");
     let kills = if std::env::var_os("SALTERN_LONG").is_some_and(|value| value == "1") { 1000 } else { 50 };
     let mut known = BTreeMap::new();
-    let mut acknowledged = 0;
+    let (mut acknowledged, mut spares) = (0, 0);
     for round in 0..kills {
         let volume = volume(&scratch, round / KILLS_PER_VOLUME);
         if round % KILLS_PER_VOLUME == 0 {
@@ -87,10 +87,11 @@ fn nothing_is_wrong_after_fifty_kills() {
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{}", text(&stderr));
 
         acknowledged += Journal::read(&journal, &mut known);
-        check(&volume, &mut known, &mut rng, round);
+        spares += check(&volume, &mut known, &mut rng, round);
         fs::remove_file(&journal).expect("unlink");
     }
     assert!(acknowledged > u64::from(kills), "the children did something: {acknowledged} stores and deletes");
+    eprintln!("{kills} kills, {acknowledged} acknowledged stores and deletes, {spares} spares found");
 }
 
 fn volume(scratch: &Scratch, number: u32) -> Volume {
@@ -123,8 +124,8 @@ fn assert_alive(child: &mut Child, stderr: &Path) {
     }
 }
 
-/// Opens at once, compares, and takes what is there now for the next round.
-fn check(volume: &Volume, known: &mut BTreeMap<u32, Known>, rng: &mut StdRng, round: u32) {
+/// Opens at once, compares, and takes what is there now for the next round. Gives the number of spares.
+fn check(volume: &Volume, known: &mut BTreeMap<u32, Known>, rng: &mut StdRng, round: u32) -> u64 {
     let engine = Engine::open(volume.config()).expect("open waits for the I/O of the dead");
     let report = engine.wait_recovered();
     assert_eq!(unfinished(&volume.dir), Vec::<PathBuf>::new(), "round {round}");
@@ -158,6 +159,8 @@ fn check(volume: &Volume, known: &mut BTreeMap<u32, Known>, rng: &mut StdRng, ro
         assert_eq!(result.is_ok(), present[n] == Known::Present, "round {round}: {n}: {result:?}");
         assert!(result.is_err() || buffer.expect("comes back").as_slice() == content(*n), "round {round}: {n}");
     }
+    let spares = engine.status().spares.count;
     engine.close();
     *known = present;
+    spares
 }
