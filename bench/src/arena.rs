@@ -6,7 +6,7 @@
 
 #![expect(unsafe_code, reason = "the engine takes foreign memory by address")]
 
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use saltern::{Buffer, Engine, PoolBuffer};
@@ -116,6 +116,23 @@ impl Arena {
         self.lent[slot] = false;
     }
 
+    /// Hands a slot to a baseline, with the bytes that pad it to a whole number of blocks; `None` when it is lent.
+    pub fn lend_slot(&mut self, slot: usize) -> Option<Slot> {
+        let start = self.address(slot);
+        let is_lent = std::mem::replace(&mut self.lent[slot], true);
+        (!is_lent).then(|| Slot { start, len: self.stride, _memory: self.memory.clone() })
+    }
+
+    /// Takes back what [`Arena::lend_slot`] gave out for this slot.
+    ///
+    /// # Panics
+    /// When it is another slot.
+    pub fn take_slot_back(&mut self, number: usize, slot: Slot) {
+        assert!(slot.start == self.address(number) && self.lent[number], "not this slot");
+        drop(slot);
+        self.lent[number] = false;
+    }
+
     /// Registers the whole memory with an engine, for its fixed buffers.
     ///
     /// # Errors
@@ -125,6 +142,33 @@ impl Arena {
         // alone, and drops it, which closes it, before `_memory`.
         unsafe { engine.lend_arena(self.memory.start, self.memory.len) }?;
         Ok(ArenaEngine { engine, _memory: self.memory.clone() })
+    }
+}
+
+/// A slot away from home: the only way to its bytes, until it is taken back. One that is dropped stays lent.
+pub struct Slot {
+    start: *mut u8,
+    len: usize,
+    _memory: Arc<Memory>,
+}
+
+// SAFETY: the memory is not tied to a thread, and nobody else has these bytes.
+unsafe impl Send for Slot {}
+
+impl Deref for Slot {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: inside the allocation, which `_memory` keeps mapped, and initialised; the slot is lent once, to this
+        // value alone.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+}
+
+impl DerefMut for Slot {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`; `&mut self` makes this the only view.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 }
 
@@ -170,6 +214,11 @@ mod tests {
         arena.take_back(1, buffer);
         assert!(arena.get(0).unwrap().iter().all(|byte| *byte == 0));
         assert!(arena.get(2).unwrap().iter().all(|byte| *byte == 2));
+        let mut slot = arena.lend_slot(2).unwrap();
+        assert!(slot.len() == 8192 && arena.lend(2).is_none() && arena.lend_slot(2).is_none());
+        slot.fill(9);
+        arena.take_slot_back(2, slot);
+        assert!(arena.get(2).unwrap().iter().all(|byte| *byte == 9));
         arena.cut(4096, 6);
         assert_eq!(arena.get(5).unwrap().len(), 4096);
     }

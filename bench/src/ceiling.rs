@@ -1,6 +1,6 @@
 //! The device's ceiling: what the engine's throughput is measured against.
 //!
-//! Random reads, and random overwrites, of one fully written file, with the size and the number of objects in
+//! Random reads, random overwrites, and a mix of both, of one fully written file, with the size and the number of objects in
 //! flight of the phase beside it, from fixed buffers. No names, no metadata, no index: what an object's I/O costs when
 //! everything around it is free. Objects larger than a segment are split as the engine splits them, with all segments of
 //! an object in flight together. This module uses `io-uring` itself, and nothing of the engine but memory.
@@ -49,6 +49,21 @@ pub enum Kind {
     Read,
     /// Random writes over written blocks.
     Overwrite,
+    /// Seven random reads to three random writes.
+    Mixed,
+}
+
+impl Kind {
+    /// What the request with this number does: a mix is spread evenly, and begins with reads.
+    pub(crate) fn of(self, number: usize) -> Self {
+        const STORES_OF_TEN: usize = 3;
+        let stores_before = |number: usize| number * STORES_OF_TEN / 10;
+        match self {
+            Self::Mixed if stores_before(number + 1) > stores_before(number) => Self::Overwrite,
+            Self::Mixed => Self::Read,
+            other => other,
+        }
+    }
 }
 
 /// Which memory the objects are read into or written from.
@@ -182,12 +197,13 @@ impl Rig {
     /// Queues all segments of the next object, from a free slot's memory.
     fn begin(&mut self, run: &mut Run<'_>, file: &TestFile, kind: Kind) -> Result<()> {
         let Some(&offset) = run.offsets.get(run.next) else { return Ok(()) };
+        let writes = kind.of(run.next) == Kind::Overwrite;
         run.next += 1;
         let slot = run.slots.take();
         for start in (0..self.object_bytes).step_by(self.segment_bytes) {
             let len = self.segment_bytes.min(self.object_bytes - start);
             let address = slot_address(self.base, slot, self.object_bytes).wrapping_add(start);
-            let entry = self.request(file, kind, slot, address, len, offset + start as u64);
+            let entry = self.request(file, writes, slot, address, len, offset + start as u64);
             // The length is the expected result; it comes back in the low half.
             let entry = entry.user_data(((slot as u64) << 32) | len as u64);
             // SAFETY: the memory is this slot's, inside `buffers`; `run` does not return, nor drop `buffers`, before the
@@ -205,18 +221,18 @@ impl Rig {
     fn request(
         &self,
         file: &TestFile,
-        kind: Kind,
+        writes: bool,
         slot: usize,
         address: *mut u8,
         len: usize,
         offset: u64,
     ) -> squeue::Entry {
         let (fd, len, index) = (types::Fd(file.as_file().as_raw_fd()), len as u32, slot as u16);
-        match (kind, self.fixed) {
-            (Kind::Read, true) => opcode::ReadFixed::new(fd, address, len, index).offset(offset).build(),
-            (Kind::Read, false) => opcode::Read::new(fd, address, len).offset(offset).build(),
-            (Kind::Overwrite, true) => opcode::WriteFixed::new(fd, address, len, index).offset(offset).build(),
-            (Kind::Overwrite, false) => opcode::Write::new(fd, address, len).offset(offset).build(),
+        match (writes, self.fixed) {
+            (false, true) => opcode::ReadFixed::new(fd, address, len, index).offset(offset).build(),
+            (false, false) => opcode::Read::new(fd, address, len).offset(offset).build(),
+            (true, true) => opcode::WriteFixed::new(fd, address, len, index).offset(offset).build(),
+            (true, false) => opcode::Write::new(fd, address, len).offset(offset).build(),
         }
     }
 
@@ -329,6 +345,13 @@ mod tests {
         rig.run(&file, Kind::Read, Memory::Reused, &[0, 151_552], &cancel).unwrap();
         let (read, untouched) = rig.buffers.as_ref().unwrap().split_at(2 * 151_552);
         assert!(read.iter().all(|byte| *byte == 0) && untouched[..151_552].iter().all(|byte| *byte == 9));
+    }
+
+    #[test]
+    fn three_of_ten_are_writes() {
+        let writes = |kind: Kind| (0..1000).filter(|number| kind.of(*number) == Kind::Overwrite).count();
+        assert_eq!([Kind::Read, Kind::Overwrite, Kind::Mixed].map(writes), [0, 1000, 300]);
+        assert_eq!(Kind::Mixed.of(0), Kind::Read);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Waits as a host's event loop does: poll on the engine's event descriptor, then look which tickets are done.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,67 +18,75 @@ const STUCK_SECONDS: u64 = 120;
 
 const POLL_MS: u16 = 500;
 
-/// The results of a batch of one key.
-pub(crate) trait Transfer {
-    fn into_parts(self) -> (Result<u64, saltern::Error>, Option<Buffer>);
+/// What an operation on one object gives back: the bytes it moved, and its buffer.
+pub(crate) type Results = (Result<u64, saltern::Error>, Option<Buffer>);
+
+/// A ticket for one object.
+pub(crate) enum Operation {
+    Store(Ticket<StoreReport>),
+    Load(Ticket<LoadReport>),
 }
 
-impl Transfer for StoreReport {
-    fn into_parts(mut self) -> (Result<u64, saltern::Error>, Option<Buffer>) {
-        (self.results.remove(0), self.buffers.remove(0))
-    }
-}
-
-impl Transfer for LoadReport {
-    fn into_parts(mut self) -> (Result<u64, saltern::Error>, Option<Buffer>) {
-        (self.results.remove(0), self.buffers.remove(0))
+impl Operation {
+    fn try_take(&mut self) -> Option<Results> {
+        match self {
+            Self::Store(ticket) => {
+                ticket.try_take().map(|mut report| (report.results.remove(0), report.buffers.remove(0)))
+            }
+            Self::Load(ticket) => {
+                ticket.try_take().map(|mut report| (report.results.remove(0), report.buffers.remove(0)))
+            }
+        }
     }
 }
 
 /// What a loop measured.
 pub(crate) struct Outcome {
     pub(crate) spent: Spent,
-    pub(crate) latencies: Latencies,
+    pub(crate) loads: Latencies,
+    pub(crate) stores: Latencies,
 }
 
 /// How a loop runs.
 pub(crate) struct ClosedLoop<'a> {
     pub(crate) engine: &'a Engine,
-    pub(crate) class: Class,
+    /// The classes of the operations that will be submitted.
+    pub(crate) classes: &'a [Class],
     pub(crate) depth: usize,
     pub(crate) cancel: &'a AtomicBool,
     /// Submits nothing more once this is set; what is in flight is waited for.
     pub(crate) stop: Option<&'a AtomicBool>,
 }
 
-struct InFlight<R> {
+struct InFlight {
     number: usize,
-    ticket: Ticket<R>,
+    operation: Operation,
     submitted: Instant,
 }
 
 impl ClosedLoop<'_> {
-    /// Submits `count` operations, and hands each one's results to `done`, in the order of completion. `submit`
-    /// and `done` are part of what is timed: they only move buffers.
+    /// Submits `count` operations, and hands each one's results to `done`, in the order of completion; then calls `end`.
+    /// `submit`, `done` and `end` are part of what is timed: they only move buffers, and wait for what belongs to it.
     ///
     /// # Errors
     /// [`Error::Interrupted`] and [`Error::Stuck`]; results of operations are no errors here.
-    pub(crate) fn run<R: Transfer, C>(
+    pub(crate) fn run<C>(
         &self,
         context: &mut C,
         count: usize,
-        mut submit: impl FnMut(&mut C, usize) -> Ticket<R>,
-        mut done: impl FnMut(&mut C, usize, Result<u64, saltern::Error>, Option<Buffer>),
+        mut submit: impl FnMut(&mut C, usize) -> Operation,
+        mut done: impl FnMut(&mut C, usize, Results),
+        end: impl FnOnce(&mut C),
     ) -> Result<Outcome> {
-        let mut in_flight: Vec<InFlight<R>> = Vec::with_capacity(self.depth);
-        let mut latencies = Latencies::new();
+        let mut in_flight: Vec<InFlight> = Vec::with_capacity(self.depth);
+        let (mut loads, mut stores) = (Latencies::new(), Latencies::new());
         let mut next = 0;
         let meter = Meter::process();
         loop {
             let is_stopped = self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
             while in_flight.len() < self.depth && next < count && !is_stopped {
                 let submitted = Instant::now();
-                in_flight.push(InFlight { number: next, ticket: submit(context, next), submitted });
+                in_flight.push(InFlight { number: next, operation: submit(context, next), submitted });
                 next += 1;
             }
             if in_flight.is_empty() {
@@ -87,36 +95,35 @@ impl ClosedLoop<'_> {
             self.wait(in_flight.len())?;
             let mut at = 0;
             while at < in_flight.len() {
-                let Some(report) = in_flight[at].ticket.try_take() else {
+                let Some(results) = in_flight[at].operation.try_take() else {
                     at += 1;
                     continue;
                 };
                 let finished = in_flight.swap_remove(at);
+                let latencies = match finished.operation {
+                    Operation::Load(_) => &mut loads,
+                    Operation::Store(_) => &mut stores,
+                };
                 latencies.record(finished.submitted.elapsed());
-                let (result, buffer) = report.into_parts();
-                done(context, finished.number, result, buffer);
+                done(context, finished.number, results);
             }
         }
-        Ok(Outcome { spent: meter.stop(), latencies })
+        end(context);
+        Ok(Outcome { spent: meter.stop(), loads, stores })
     }
 
-    /// Blocks until a ticket of this class has completed since the last call.
+    /// Blocks until a ticket of these classes has completed since the last call.
     fn wait(&self, in_flight: usize) -> Result<()> {
-        let fd = self.engine.event_fd(self.class);
+        let events: Vec<_> = self.classes.iter().map(|class| self.engine.event_fd(*class)).collect();
+        let mut polled: Vec<_> = events.iter().map(|event| PollFd::new(event.as_fd(), PollFlags::POLLIN)).collect();
         let started = Instant::now();
         loop {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
-            match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], PollTimeout::from(POLL_MS)) {
+            match poll(&mut polled, PollTimeout::from(POLL_MS)) {
                 Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => {
-                    let mut counter = [0; 8];
-                    match nix::unistd::read(fd, &mut counter) {
-                        Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
-                        Err(errno) => return Err(Error::io("read", "eventfd", errno)),
-                    }
-                }
+                Ok(_) => return take_events(&polled, &events),
                 Err(errno) => return Err(Error::io("poll", "eventfd", errno)),
             }
             if started.elapsed() > Duration::from_secs(STUCK_SECONDS) {
@@ -124,4 +131,19 @@ impl ClosedLoop<'_> {
             }
         }
     }
+}
+
+/// Resets the descriptors that are readable.
+fn take_events(polled: &[PollFd<'_>], events: &[BorrowedFd<'_>]) -> Result<()> {
+    for (polled, event) in polled.iter().zip(events) {
+        if polled.any() == Some(false) {
+            continue;
+        }
+        let mut counter = [0; 8];
+        match nix::unistd::read(event, &mut counter) {
+            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(errno) => return Err(Error::io("read", "eventfd", errno)),
+        }
+    }
+    Ok(())
 }

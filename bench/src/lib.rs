@@ -9,8 +9,10 @@
 //! prepared before a timed part and compared after it.
 
 pub mod arena;
+mod baselines;
 pub mod ceiling;
 mod closed_loop;
+mod contest;
 mod error;
 pub mod machine;
 mod memory;

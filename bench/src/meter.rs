@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 
-use crate::report::LatencyUs;
+use crate::report::{Curve, LatencyUs};
 
 /// Longest latency that is told apart from longer ones; above every deadline of the engine.
 const LATENCY_MAX_NS: u64 = 120_000_000_000;
@@ -80,6 +80,18 @@ impl Latencies {
         let at = |quantile| round(self.0.value_at_quantile(quantile) as f64 / 1000.0, 1);
         LatencyUs { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: at(1.0) }
     }
+
+    /// The distribution, as a plot with a logarithmic axis of percentiles needs it; no share that fewer than one
+    /// operation stands for.
+    pub(crate) fn curve(&self) -> Curve {
+        const STEPS_PER_NINE: i32 = 10;
+        const NINES: i32 = 4;
+        (0..=NINES * STEPS_PER_NINE)
+            .map(|step| 1.0 - 10_f64.powf(-f64::from(step) / f64::from(STEPS_PER_NINE)))
+            .filter(|share| (1.0 - share) * self.0.len() as f64 >= 1.0)
+            .map(|share| (share, self.0.value_at_quantile(share) as f64 / 1000.0))
+            .collect()
+    }
 }
 
 /// The middle of the values; 0 for none.
@@ -121,6 +133,9 @@ mod tests {
         let summary = all.summary();
         assert!((summary.p50 - 500.0).abs() < 1.0 && (summary.p99 - 990.0).abs() < 2.0, "{summary:?}");
         assert!((summary.max - 1000.0).abs() < 1.0);
+        let curve = all.curve();
+        assert!(curve.len() == 31 && curve.is_sorted(), "1000 operations have three nines: {curve:?}");
+        assert!((curve[10].1 - 900.0).abs() < 1.5 && Latencies::new().curve().is_empty());
         all.record(Duration::from_secs(1000));
         assert!(all.summary().max >= 120e6);
     }

@@ -36,6 +36,8 @@ pub struct Options {
     pub phases: Vec<Phase>,
     /// Slices of each phase, with the ceiling measured between them.
     pub rounds: usize,
+    /// Whether other engines do the same, in the same rounds.
+    pub baselines: bool,
     /// What the run should stay below, where `total_bytes` leaves the choice.
     pub budget: Duration,
     /// Decides payloads, keys and orders.
@@ -53,6 +55,7 @@ impl Default for Options {
             shards: 1,
             phases: Phase::ALL.to_vec(),
             rounds: 5,
+            baselines: false,
             budget: Duration::from_secs(45),
             seed: 1,
         }
@@ -86,6 +89,12 @@ impl Options {
             Some(total) if total < largest => fail(format!("a total of {total} bytes holds no object of {largest}")),
             _ => Ok(()),
         }
+    }
+
+    /// Directories with the objects of one size that are there at a time: the engine's, its spares, and the baselines'.
+    pub(crate) fn copies(&self) -> u64 {
+        let displaces = self.phases.iter().any(|phase| matches!(phase, Phase::Steady | Phase::Mixed));
+        1 + u64::from(displaces) + 2 * u64::from(self.baselines)
     }
 
     /// Objects in flight at this size.

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::options::Options;
+use crate::phases::Phase;
 
 /// Bytes of objects that a size is measured with at most, when nobody says otherwise. Small objects are many anyway.
 fn usual_total(object_bytes: usize) -> u64 {
@@ -21,9 +22,6 @@ const MIB_8TH: u64 = 1 << 17;
 /// Least number of objects in a round, so that the depth is reached, as a multiple of the depth.
 const DEPTHS_PER_ROUND: usize = 2;
 
-/// Passes over the data of one size besides storing it: four ceilings, load, and three verifications.
-const PASSES: f64 = 8.0;
-
 /// The share of the budget that the writing of the ceiling's file may take.
 const FILL_SHARE: f64 = 0.15;
 
@@ -31,6 +29,21 @@ const FILL_SHARE: f64 = 0.15;
 /// another 512 KiB.
 fn store_passes(object_bytes: usize) -> f64 {
     1.0 + (512 << 10) as f64 / object_bytes as f64
+}
+
+/// Passes over the data of one size, each as long as overwriting it: ceilings, timed parts, and verification.
+fn passes(options: &Options, object_bytes: usize) -> f64 {
+    let making = store_passes(object_bytes);
+    let baselines = if options.baselines { 2.0 } else { 0.0 };
+    let of_phase = |phase: &Phase| match phase {
+        Phase::Fresh => 3.0 + making + baselines * making,
+        // Warming up, and as much timed; baselines make a file for each object.
+        Phase::Steady => 5.0 + baselines * 2.0 * making,
+        Phase::Load => 3.0 + baselines,
+        Phase::Mixed => 5.0,
+        Phase::Lookup | Phase::Restart => 1.0,
+    };
+    options.phases.iter().map(of_phase).sum()
 }
 
 /// What one object size is measured with.
@@ -49,7 +62,7 @@ pub(crate) struct SizePlan {
 pub(crate) fn ceiling_bytes(options: &Options, free_bytes: u64) -> u64 {
     let most = options.sizes.iter().map(|&size| usual_total(size).max(least(options, size))).max().unwrap_or(0);
     // The file, and as much for each size, leave the disk half of what was free.
-    options.total_bytes.unwrap_or(most.min(free_bytes / 2 / (1 + options.sizes.len() as u64)))
+    options.total_bytes.unwrap_or(most.min(free_bytes / 2 / (1 + options.copies() * options.sizes.len() as u64)))
 }
 
 /// How long the ceiling's file may take.
@@ -68,7 +81,7 @@ fn least(options: &Options, object_bytes: usize) -> u64 {
 /// `memory_bytes` what the payloads of one round may take.
 pub(crate) fn plan(options: &Options, file_bytes: u64, rate: f64, memory_bytes: u64) -> Vec<SizePlan> {
     let total = |size| options.total_bytes.unwrap_or_else(|| usual_total(size).max(least(options, size)));
-    let cost = |size| total(size) as f64 * (PASSES + store_passes(size)) / rate;
+    let cost = |size| total(size) as f64 * passes(options, size) / rate;
     let budget = options.budget.as_secs_f64() * (1.0 - FILL_SHARE);
     let seconds: f64 = options.sizes.iter().map(|&size| cost(size)).sum();
     let scale = if options.total_bytes.is_some() { 1.0 } else { (budget / seconds).min(1.0) };
@@ -112,7 +125,7 @@ mod tests {
         for plan in plan(&options, 1 << 30, 1e10, 16 << 20) {
             assert!(plan.slice * plan.object_bytes <= (16 << 20) + plan.object_bytes, "{plan:?}");
         }
-        assert_eq!(ceiling_bytes(&options, 400 << 20), 40 << 20);
+        assert_eq!(ceiling_bytes(&options, 360 << 20), 20 << 20);
     }
 
     #[test]

@@ -114,9 +114,47 @@ pub struct LatencyUs {
     pub max: f64,
 }
 
+/// What was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineName {
+    /// This engine.
+    #[default]
+    Saltern,
+    /// Plain system calls on a pool of threads.
+    PreadPwrite,
+    /// The straightforward thing with the crate `tokio-uring`.
+    TokioUring,
+}
+
+impl EngineName {
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Saltern => "saltern",
+            Self::PreadPwrite => "pread-pwrite",
+            Self::TokioUring => "tokio-uring",
+        }
+    }
+}
+
+/// Latencies, as points (share of operations, microseconds) for a plot.
+pub type Curve = Vec<(f64, f64)>;
+
+/// The distributions behind the quantiles; not part of the JSON.
+#[derive(Debug, Clone, Default)]
+pub struct Curves {
+    /// Loads (of a phase without loads: empty).
+    pub loads: Curve,
+    /// Loads when idle, measured beside the phase `mixed`.
+    pub idle_loads: Curve,
+}
+
 /// One phase at one object size.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PhaseResult {
+    /// What was measured; the others are baselines.
+    pub engine: EngineName,
     /// The phase.
     pub phase: Phase,
     /// Which part of it, where it has parts; lookup: `present`, `absent`, `present-busy`, `absent-busy`.
@@ -153,6 +191,16 @@ pub struct PhaseResult {
     pub ratio: Option<f64>,
     /// Each round's ratio.
     pub ratio_rounds: Vec<f64>,
+    /// Throughput by that of `pread-pwrite` in the same rounds, their median; null without baselines.
+    pub vs_baseline: Option<f64>,
+    /// Share of the stores in the timed part that overwrote a spare (steady and mixed alone).
+    pub recycled: Option<f64>,
+    /// Disk space of spares at the end, beside the objects (steady and mixed alone).
+    pub spare_bytes: Option<u64>,
+    /// Latency of the loads among the operations (mixed alone).
+    pub load_latency_us: Option<LatencyUs>,
+    /// Latency of loads in the same rounds when nothing else goes on (mixed alone).
+    pub idle_load_latency_us: Option<LatencyUs>,
     /// Keys a second (lookup alone).
     pub keys_per_s: Option<f64>,
     /// Keys for one second of the looking thread's CPU time (lookup alone).
@@ -165,4 +213,7 @@ pub struct PhaseResult {
     pub errors: u64,
     /// The first few of them.
     pub error_examples: Vec<String>,
+    /// Distributions for plots.
+    #[serde(skip)]
+    pub curves: Curves,
 }

@@ -1,5 +1,6 @@
 //! A run from its options to its report.
 
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
 
@@ -9,7 +10,7 @@ use crate::machine;
 use crate::options::Options;
 use crate::phases::Phase;
 use crate::plan::{SizePlan, ceiling_bytes, fill_patience, plan};
-use crate::report::{Report, SCHEMA, Volume};
+use crate::report::{PhaseResult, Report, SCHEMA, Volume};
 use crate::scratch::Scratch;
 use crate::stage::Stage;
 use crate::test_file::TestFile;
@@ -53,9 +54,9 @@ pub fn run(options: &Options, hooks: Hooks<'_>) -> Result<Report> {
     let started_unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let scratch = Scratch::create(&options.parent)?;
     let file_bytes = ceiling_bytes(options, scratch.free_bytes()?);
-    scratch.require(2 * file_bytes + SPARE_BYTES)?;
-    // Volumes stay until the end where there is room: deleting thousands of files keeps the disk busy for a while.
-    let keep = scratch.require((1 + options.sizes.len() as u64) * file_bytes + SPARE_BYTES).is_ok();
+    // Everything stays until the end: see the phase `fresh`.
+    let volumes = options.copies() * options.sizes.len() as u64;
+    scratch.require((1 + volumes).saturating_mul(file_bytes) + SPARE_BYTES)?;
     hooks.progress.begin("writing the ceiling's file", 1);
     let file = TestFile::create(&scratch.join("ceiling"), file_bytes, fill_patience(options), hooks.cancel)?;
     let memory_bytes = machine::memory_bytes("MemAvailable") / 4;
@@ -71,25 +72,37 @@ pub fn run(options: &Options, hooks: Hooks<'_>) -> Result<Report> {
         results: Vec::new(),
         notes: notes(options, &file, &plans),
     };
-    for (number, size) in plans.into_iter().enumerate() {
-        let dir = scratch.join(&format!("volume-{number}"));
-        let mut stage = Stage::new(options, size, hooks, &mut arena, &file, dir.clone())?;
-        report.volume = Volume::new(scratch.parent(), &stage.engine().status(), stage.segment_bytes());
-        for phase in Phase::ALL.into_iter().filter(|phase| options.phases.contains(phase)) {
-            report.results.extend(phase.run(&mut stage)?);
-        }
-        let said = std::mem::take(&mut stage.notes);
-        report.notes.extend(said.into_iter().filter(|note| !report.notes.contains(note)).collect::<Vec<_>>());
-        drop(stage);
-        if !keep {
-            // What this leaves is removed with the scratch directory.
-            let _ = std::fs::remove_dir_all(dir);
+    let mut sizes: Vec<_> = plans.into_iter().map(|plan| OfSize { plan, live: 0..0, results: Vec::new() }).collect();
+    // First what only makes files, at all sizes; then the phases that delete some.
+    let later = options.phases.iter().any(|phase| *phase != Phase::Fresh);
+    for pass in 0..if later { 2 } else { 1 } {
+        for (number, size) in sizes.iter_mut().enumerate() {
+            let (live, dir) = (size.live.clone(), scratch.join(&format!("volume-{number}")));
+            let mut stage = Stage::new(options, size.plan, hooks, &mut arena, &file, dir, live)?;
+            report.volume = Volume::new(scratch.parent(), &stage.engine().status(), stage.segment_bytes());
+            for phase in Phase::ALL.into_iter().filter(|phase| options.phases.contains(phase)) {
+                if (phase == Phase::Fresh) == (pass == 0) {
+                    size.results.extend(phase.run(&mut stage)?);
+                }
+            }
+            stage.require_objects()?;
+            size.live = stage.live.clone();
+            let said = std::mem::take(&mut stage.notes);
+            report.notes.extend(said.into_iter().filter(|note| !report.notes.contains(note)).collect::<Vec<_>>());
         }
     }
+    report.results = sizes.into_iter().flat_map(|size| size.results).collect();
     hooks.progress.begin("removing the scratch directory", 1);
     drop((file, scratch));
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// One object size between its phases.
+struct OfSize {
+    plan: SizePlan,
+    live: Range<usize>,
+    results: Vec<PhaseResult>,
 }
 
 fn arena_bytes(plan: &SizePlan) -> usize {

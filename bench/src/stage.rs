@@ -11,15 +11,18 @@ use rand::seq::SliceRandom;
 use saltern::{Config, Engine, ObjectKey, Scope, kv_rank};
 
 use crate::arena::{Arena, ArenaEngine};
+use crate::baselines::{self, Baseline};
 use crate::ceiling::{Kind, Memory, Rig, Sample};
 use crate::error::{Error, Result};
+use crate::meter::round;
 use crate::options::Options;
 use crate::payload::mix;
 use crate::plan::SizePlan;
+use crate::report::PhaseResult;
 use crate::run::Hooks;
 use crate::tally::{Ceiling, Problems, Tally};
 use crate::test_file::TestFile;
-use crate::transfer::{Mover, compare, poison, prepare};
+use crate::transfer::{Mover, Step, Timed, compare, make_ready};
 
 /// See the module.
 pub(crate) struct Stage<'a> {
@@ -28,8 +31,10 @@ pub(crate) struct Stage<'a> {
     pub(crate) hooks: Hooks<'a>,
     pub(crate) arena: &'a mut Arena,
     pub(crate) keys: Vec<ObjectKey>,
-    /// Objects that were stored: the first ones of `keys`.
-    pub(crate) stored: usize,
+    /// Objects that are stored, as numbers of `keys`: the oldest is displaced first.
+    pub(crate) live: Range<usize>,
+    /// What else does the same.
+    pub(crate) baselines: Vec<Box<dyn Baseline>>,
     /// What a reader has to know to judge the figures.
     pub(crate) notes: Vec<String>,
     scope: Arc<Scope>,
@@ -43,7 +48,7 @@ pub(crate) struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    /// Opens an engine on `dir`, which does not exist yet.
+    /// Opens an engine on `dir`, which holds the objects `live`, or does not exist yet.
     pub(crate) fn new(
         options: &'a Options,
         plan: SizePlan,
@@ -51,28 +56,33 @@ impl<'a> Stage<'a> {
         arena: &'a mut Arena,
         file: &'a TestFile,
         dir: PathBuf,
+        live: Range<usize>,
     ) -> Result<Self> {
+        let baselines = match options.baselines {
+            true => baselines::all(&dir, plan.depth, file.is_direct())?,
+            false => Vec::new(),
+        };
         let config = config(options, &plan, dir);
         let rig = Rig::new(plan.object_bytes, config.segment_bytes, plan.depth, plan.slice)?;
         let mut blocks: Vec<u64> = (0..file.bytes() / rig.object_bytes() as u64).collect();
         blocks.iter_mut().for_each(|block| *block *= rig.object_bytes() as u64);
         blocks.shuffle(&mut StdRng::seed_from_u64(options.seed));
         let scope = Scope::new("saltern/bench", kv_rank(1, 0, 1, 0), 0, "").map_err(saltern::Error::from)?;
-        let keys = keys(&scope, options.seed, 0..plan.objects as u64)?;
+        let keys = keys(&scope, options.seed, 0..plan.objects.max(live.end) as u64)?;
         arena.cut(plan.object_bytes, plan.slice);
         let mut notes = Vec::new();
         if !rig.has_fixed_buffers() {
             notes.push("the ceiling is measured without fixed buffers: the memlock limit is too low".to_owned());
         }
         let engine = Some(arena.lend_to(Engine::open(config.clone())?)?);
-        let (stored, next_block) = (0, 0);
         Ok(Self {
             options,
             plan,
             hooks,
             arena,
             keys,
-            stored,
+            live,
+            baselines,
             notes,
             scope,
             config,
@@ -80,7 +90,7 @@ impl<'a> Stage<'a> {
             file,
             rig,
             blocks,
-            next_block,
+            next_block: 0,
         })
     }
 
@@ -112,7 +122,7 @@ impl<'a> Stage<'a> {
 
     /// A fixed random order of the stored objects.
     pub(crate) fn shuffled(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.stored).collect();
+        let mut order: Vec<usize> = self.live.clone().collect();
         order.shuffle(&mut StdRng::seed_from_u64(self.options.seed + 1));
         order
     }
@@ -146,6 +156,43 @@ impl<'a> Stage<'a> {
         syncfs(&dir).map_err(|errno| Error::io("syncfs", &self.config.dir, errno))
     }
 
+    /// From now on the capacity is what is stored, and room for the stores in flight, whose victims may still be there
+    /// as well.
+    pub(crate) fn fill_to_capacity(&mut self) -> Result<()> {
+        let objects = self.live.len() + 2 * self.plan.depth;
+        self.config.capacity_bytes = Some((objects * self.plan.object_bytes) as u64);
+        self.reopen(|config| Ok((Engine::open(config)?, ())))
+    }
+
+    /// The next `count` objects, each of which displaces the oldest one that is there.
+    pub(crate) fn displacement(&mut self, count: usize) -> Result<(Vec<usize>, Vec<Step>)> {
+        let count = count.min(self.live.len());
+        let new: Vec<usize> = (self.live.end..self.live.end + count).collect();
+        let (have, want) = (self.keys.len() as u64, (self.live.end + count) as u64);
+        self.keys.extend(keys(&self.scope, self.options.seed, have..want.max(have))?);
+        Ok((new, self.live.clone().take(count).map(|victim| Step::Displace { victim }).collect()))
+    }
+
+    /// So many objects were displaced.
+    pub(crate) fn displaced(&mut self, count: usize) {
+        self.live = self.live.start + count..self.live.end + count;
+    }
+
+    /// Does `steps[i]` with object `order[i]` and slot `i`; 0 is the engine, the others are baselines.
+    pub(crate) fn run(
+        &mut self,
+        who: usize,
+        order: &[usize],
+        steps: &[Step],
+        problems: &mut Problems,
+    ) -> Result<Timed> {
+        if who > 0 {
+            return self.baselines[who - 1].run(self.arena, order, steps, problems, self.hooks.cancel);
+        }
+        let (mover, arena) = self.mover();
+        mover.run(arena, order, steps, problems)
+    }
+
     /// Moves objects between the engine and the arena.
     pub(crate) fn mover(&mut self) -> (Mover<'_>, &mut Arena) {
         let mover = Mover {
@@ -160,35 +207,40 @@ impl<'a> Stage<'a> {
 
     /// Stores all objects, untimed, for a phase that needs them, unless an earlier phase has.
     pub(crate) fn require_objects(&mut self) -> Result<()> {
-        if self.stored > 0 {
+        if !self.live.is_empty() {
             return Ok(());
         }
         self.hooks.progress.begin(&self.label("preparing"), self.plan.objects as u64);
         let mut problems = Problems::default();
         for round in self.rounds(self.plan.objects) {
-            let order: Vec<usize> = round.collect();
-            prepare(self.arena, self.options.seed, &order);
-            let (mover, arena) = self.mover();
-            mover.store(arena, &order, &mut problems)?;
+            let (order, steps): (Vec<_>, Vec<_>) = round.map(|object| (object, Step::Store)).unzip();
+            make_ready(self.arena, self.options.seed, &order, &steps);
+            for who in 0..=self.baselines.len() {
+                self.run(who, &order, &steps, &mut problems)?;
+            }
             self.hooks.progress.advance(order.len() as u64);
         }
-        self.stored = self.plan.objects;
+        self.live = 0..self.plan.objects;
         if let Some(first) = problems.first() {
             self.notes.push(format!("{} objects could not be prepared; the first: {first}", problems.count()));
         }
         Ok(())
     }
 
-    /// Loads all stored objects, untimed, and compares every byte.
-    pub(crate) fn verify_all(&mut self, tally: &mut Tally) -> Result<()> {
+    /// Loads all stored objects, untimed, and compares every byte; of a baseline, those of one round.
+    pub(crate) fn verify(&mut self, who: usize, tally: &mut Tally) -> Result<()> {
         let seed = self.options.seed;
-        for round in self.rounds(self.stored) {
-            let order: Vec<usize> = round.collect();
-            poison(self.arena, order.len());
-            let (mover, arena) = self.mover();
-            let timed = mover.load(arena, &order, &mut tally.problems)?;
-            tally.verified_bytes += compare(arena, seed, &order, &timed.good, &mut tally.problems);
-            self.hooks.progress.advance(order.len() as u64);
+        let rounds = self.rounds(self.live.len());
+        let rounds = if who == 0 { &rounds[..] } else { &rounds[..1] };
+        for round in rounds {
+            let of = |number| (self.live.start + number, Step::Load);
+            let (order, steps): (Vec<_>, Vec<_>) = round.clone().map(of).unzip();
+            make_ready(self.arena, seed, &order, &steps);
+            let timed = self.run(who, &order, &steps, &mut tally.problems)?;
+            tally.verified_bytes += compare(self.arena, seed, &order, &timed.good, &mut tally.problems);
+            if who == 0 {
+                self.hooks.progress.advance(order.len() as u64);
+            }
         }
         Ok(())
     }
@@ -201,6 +253,37 @@ impl<'a> Stage<'a> {
             _ if bytes.is_multiple_of(1 << 10) => format!("{what} {}KiB", bytes >> 10),
             _ => format!("{what} {bytes}B"),
         }
+    }
+}
+
+/// What of an engine's work was done by overwriting spares.
+pub(crate) struct Recycling {
+    stores: u64,
+    recycled: u64,
+    spare_bytes: u64,
+}
+
+impl Recycling {
+    /// Of what comes now.
+    pub(crate) fn begin(engine: &Engine) -> Self {
+        let status = engine.status();
+        let (stores, recycled) = (status.counters.stores, status.counters.recycled);
+        Self { stores, recycled, spare_bytes: status.spares.bytes }
+    }
+
+    /// Of what came since.
+    pub(crate) fn end(self, engine: &Engine) -> Self {
+        let now = Self::begin(engine);
+        Self { stores: now.stores - self.stores, recycled: now.recycled - self.recycled, ..now }
+    }
+
+    /// Of all stores.
+    pub(crate) fn share(&self) -> f64 {
+        self.recycled as f64 / self.stores.max(1) as f64
+    }
+
+    pub(crate) fn enter(&self, result: &mut PhaseResult) {
+        (result.recycled, result.spare_bytes) = (Some(round(self.share(), 3)), Some(self.spare_bytes));
     }
 }
 

@@ -5,7 +5,8 @@ use saltern::Layout;
 use crate::ceiling::Sample;
 use crate::meter::{Latencies, Spent, median, round};
 use crate::phases::Phase;
-use crate::report::PhaseResult;
+use crate::report::{Curves, EngineName, PhaseResult};
+use crate::transfer::Timed;
 
 /// Errors that are described; the others are counted.
 const EXAMPLES_MAX: usize = 5;
@@ -55,6 +56,8 @@ pub(crate) struct Tally {
     object_bytes: usize,
     spent: Spent,
     latencies: Latencies,
+    /// Of the loads among the operations.
+    loads: Latencies,
     operations: u64,
     payload_bytes: u64,
     ceiling: Ceiling,
@@ -69,6 +72,7 @@ impl Tally {
             object_bytes,
             spent: Spent::default(),
             latencies: Latencies::new(),
+            loads: Latencies::new(),
             operations: 0,
             payload_bytes: 0,
             ceiling: Ceiling::default(),
@@ -84,6 +88,17 @@ impl Tally {
         self.latencies.add(latencies);
         self.operations += operations;
         self.payload_bytes += payload_bytes;
+    }
+
+    /// One timed part that moved objects.
+    pub(crate) fn add_timed(&mut self, timed: &Timed) {
+        self.add(timed.spent, &timed.latencies(), timed.operations, timed.bytes);
+        self.loads.add(&timed.loads);
+    }
+
+    /// Latencies of the loads so far.
+    pub(crate) fn loads(&self) -> &Latencies {
+        &self.loads
     }
 
     /// The ceiling beside a timed part, and that part.
@@ -107,6 +122,7 @@ impl Tally {
             (sample.bytes > 0).then(|| round(sample.spent.cpu_seconds / (sample.bytes as f64 / GB), 4))
         };
         PhaseResult {
+            engine: EngineName::Saltern,
             phase,
             variant: None,
             layout,
@@ -125,12 +141,18 @@ impl Tally {
             ceiling_reused_mib_per_s: mib_per_s(reused),
             ratio: (!self.ratios.is_empty()).then(|| round(median(&self.ratios), 3)),
             ratio_rounds: self.ratios.iter().map(|ratio| round(*ratio, 3)).collect(),
+            vs_baseline: None,
+            recycled: None,
+            spare_bytes: None,
+            load_latency_us: None,
+            idle_load_latency_us: None,
             keys_per_s: None,
             keys_per_cpu_s: None,
             scan_seconds: None,
             verified_bytes: self.verified_bytes,
             errors: self.problems.count,
             error_examples: self.problems.examples,
+            curves: Curves { loads: self.loads.curve(), ..Curves::default() },
         }
     }
 }

@@ -1,14 +1,13 @@
-//! Stores from the arena and loads into it, one object a ticket, in a closed loop.
+//! Stores from the arena and loads into it, one object a ticket, in a closed loop; deletes beside the stores.
 //!
-//! Object `order[i]` uses slot `i`. Outside of the timed part: [`prepare`] before a store, [`poison`] before a load,
-//! [`compare`] after it.
+//! Object `order[i]` uses slot `i`. Outside of the timed part: [`make_ready`] before it, [`compare`] after it.
 
 use std::sync::atomic::AtomicBool;
 
-use saltern::{Buffer, Class, Engine, ObjectKey, Ticket};
+use saltern::{Class, DeleteReport, Engine, ObjectKey, Ticket};
 
 use crate::arena::Arena;
-use crate::closed_loop::{ClosedLoop, Transfer};
+use crate::closed_loop::{ClosedLoop, Operation};
 use crate::error::{Error, Result};
 use crate::meter::{Latencies, Spent};
 use crate::payload;
@@ -20,13 +19,35 @@ const POISON: u8 = 0xa5;
 /// One timed part.
 pub(crate) struct Timed {
     pub(crate) spent: Spent,
-    pub(crate) latencies: Latencies,
+    pub(crate) loads: Latencies,
+    pub(crate) stores: Latencies,
     /// Objects that were submitted.
     pub(crate) operations: u64,
     /// Bytes of those that did not fail.
     pub(crate) bytes: u64,
     /// Slots whose object was loaded (or stored) without an error.
     pub(crate) good: Vec<bool>,
+}
+
+impl Timed {
+    /// Of loads and stores together.
+    pub(crate) fn latencies(&self) -> Latencies {
+        let mut all = Latencies::new();
+        all.add(&self.loads);
+        all.add(&self.stores);
+        all
+    }
+}
+
+/// What is done with one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Store,
+    Load,
+    /// Deletes another object, and stores this one beside it, without waiting for the delete.
+    Displace {
+        victim: usize,
+    },
 }
 
 /// Everything that a loop needs but the arena.
@@ -44,39 +65,51 @@ struct Context<'a> {
     bytes: u64,
     operations: u64,
     good: Vec<bool>,
+    deletes: Vec<(usize, Ticket<DeleteReport>)>,
 }
 
 impl Mover<'_> {
-    /// Stores these objects from their prepared slots; each has to be new.
-    pub(crate) fn store(&self, arena: &mut Arena, order: &[usize], problems: &mut Problems) -> Result<Timed> {
-        self.run(Class::Store, arena, order, problems, |batch| self.engine.store(batch))
-    }
-
     /// Loads these objects into their slots.
     pub(crate) fn load(&self, arena: &mut Arena, order: &[usize], problems: &mut Problems) -> Result<Timed> {
-        self.run(Class::Load, arena, order, problems, |batch| self.engine.load(batch))
+        self.run(arena, order, &vec![Step::Load; order.len()], problems)
     }
 
-    fn run<R: Transfer>(
+    /// Does `steps[i]` with object `order[i]`. The deletes are waited for at the end, as part of what is timed.
+    pub(crate) fn run(
         &self,
-        class: Class,
         arena: &mut Arena,
         order: &[usize],
+        steps: &[Step],
         problems: &mut Problems,
-        call: impl Fn(Vec<(ObjectKey, Buffer)>) -> Ticket<R>,
     ) -> Result<Timed> {
+        let (some_loads, some_stores) = (steps.contains(&Step::Load), steps.iter().any(|step| *step != Step::Load));
+        let classes: &[Class] = match (some_loads, some_stores) {
+            (true, true) => &[Class::Load, Class::Store],
+            (true, false) => &[Class::Load],
+            (false, _) => &[Class::Store],
+        };
         let looping =
-            ClosedLoop { engine: self.engine, class, depth: self.depth, cancel: self.cancel, stop: self.stop };
-        let mut context = Context { arena, problems, bytes: 0, operations: 0, good: vec![false; order.len()] };
+            ClosedLoop { engine: self.engine, classes, depth: self.depth, cancel: self.cancel, stop: self.stop };
+        let good = vec![false; order.len()];
+        let mut context = Context { arena, problems, bytes: 0, operations: 0, good, deletes: Vec::new() };
         let outcome = looping.run(
             &mut context,
             order.len(),
             |context, slot| {
                 context.operations += 1;
                 let buffer = context.arena.lend(slot).expect("all slots are at home between loops");
-                call(vec![(self.keys[order[slot]].clone(), buffer)])
+                let batch = vec![(self.keys[order[slot]].clone(), buffer)];
+                match steps[slot] {
+                    Step::Load => return Operation::Load(self.engine.load(batch)),
+                    Step::Store => {}
+                    Step::Displace { victim } => {
+                        let ticket = self.engine.delete(std::slice::from_ref(&self.keys[victim]));
+                        context.deletes.push((victim, ticket));
+                    }
+                }
+                Operation::Store(self.engine.store(batch))
             },
-            |context, slot, result, buffer| {
+            |context, slot, (result, buffer)| {
                 let expected = buffer.as_ref().map(|buffer| buffer.len() as u64);
                 if let Some(buffer) = buffer {
                     context.arena.take_back(slot, buffer);
@@ -90,20 +123,69 @@ impl Mover<'_> {
                     Err(error) => context.problems.add(|| format!("object {}: {error}", order[slot])),
                 }
             },
+            |context| {
+                for (victim, ticket) in context.deletes.drain(..) {
+                    if let Err(error) = ticket.wait().results.remove(0) {
+                        context.problems.add(|| format!("delete of object {victim}: {error}"));
+                    }
+                }
+            },
         )?;
         let Context { arena, bytes, operations, good, .. } = context;
         if arena.has_lost_slots() {
             return Err(Error::MemoryKept);
         }
-        Ok(Timed { spent: outcome.spent, latencies: outcome.latencies, operations, bytes, good })
+        Ok(Timed { spent: outcome.spent, loads: outcome.loads, stores: outcome.stores, operations, bytes, good })
     }
 }
 
-/// Writes the payloads of these objects into their slots.
-pub(crate) fn prepare(arena: &mut Arena, seed: u64, order: &[usize]) {
-    for (slot, object) in order.iter().enumerate() {
-        if let Some(bytes) = arena.get_mut(slot) {
-            payload::fill(seed, *object as u64, bytes);
+/// Results that come from a baseline.
+pub(crate) struct Gathered {
+    pub(crate) loads: Latencies,
+    pub(crate) stores: Latencies,
+    operations: u64,
+    bytes: u64,
+    good: Vec<bool>,
+}
+
+impl Gathered {
+    pub(crate) fn new(count: usize) -> Self {
+        let (loads, stores) = (Latencies::new(), Latencies::new());
+        Self { loads, stores, operations: 0, bytes: 0, good: vec![false; count] }
+    }
+
+    /// The result of the operation on a slot, which is back at home.
+    pub(crate) fn enter(
+        &mut self,
+        arena: &Arena,
+        order: &[usize],
+        slot: usize,
+        result: std::io::Result<()>,
+        problems: &mut Problems,
+    ) {
+        self.operations += 1;
+        match result {
+            Ok(()) => {
+                self.bytes += arena.get(slot).map_or(0, <[u8]>::len) as u64;
+                self.good[slot] = true;
+            }
+            Err(error) => problems.add(|| format!("object {}: {error}", order[slot])),
+        }
+    }
+
+    pub(crate) fn finish(self, spent: Spent) -> Timed {
+        let Self { loads, stores, operations, bytes, good } = self;
+        Timed { spent, loads, stores, operations, bytes, good }
+    }
+}
+
+/// Writes the payloads of objects that will be stored into their slots, and overwrites the slots of the others.
+pub(crate) fn make_ready(arena: &mut Arena, seed: u64, order: &[usize], steps: &[Step]) {
+    for (slot, (object, step)) in order.iter().zip(steps).enumerate() {
+        match (step, arena.get_mut(slot)) {
+            (Step::Load, Some(bytes)) => bytes.fill(POISON),
+            (_, Some(bytes)) => payload::fill(seed, *object as u64, bytes),
+            (_, None) => {}
         }
     }
 }
@@ -138,7 +220,7 @@ mod tests {
     fn wrong_poisoned_and_swapped_objects_are_found() {
         let mut arena = Arena::new(4 * 8192).unwrap();
         arena.cut(5000, 4);
-        prepare(&mut arena, 1, &[10, 11, 12, 13]);
+        make_ready(&mut arena, 1, &[10, 11, 12, 13], &[Step::Store; 4]);
         let check = |arena: &Arena, order: &[usize]| {
             let mut problems = Problems::default();
             let right = compare(arena, 1, order, &[true; 4], &mut problems);

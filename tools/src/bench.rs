@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use saltern::Layout;
-use saltern_bench::report::{PhaseResult, Report};
+use saltern_bench::report::{EngineName, LatencyUs, PhaseResult, Report};
 use saltern_bench::{Hooks, Options, Phase, run as run_bench};
 
 use crate::failure::{Failure, Outcome};
@@ -17,7 +17,9 @@ use crate::signals::cancel_flag;
 #[command(after_help = "\
 A scratch directory saltern-bench-XXXXXX is made in --dir, and removed at the end, also after errors and Ctrl-C (a second \
 Ctrl-C does not wait for that). The ceiling is what the same device does with one preallocated file, at the same object \
-size and depth, measured between the rounds of each phase: random overwrites for fresh, random reads for load.
+size and depth, measured between the rounds of each phase: random overwrites for fresh and steady, random reads for load, both for mixed.
+
+On ext4, leave a minute between two runs: making files soon after many were deleted is several times slower there.
 
 Exit codes: 0 no errors; 1 it could not run; 2 wrong usage; 3 it ran, and operations failed or bytes were wrong; 130 interrupted.")]
 pub(crate) struct Args {
@@ -39,12 +41,15 @@ pub(crate) struct Args {
     /// Shards of the engine
     #[arg(long, value_name = "N", default_value_t = 1)]
     shards: usize,
-    /// Phases: fresh, load, lookup, restart
-    #[arg(long, value_delimiter = ',', default_value = "fresh,load,lookup,restart")]
+    /// Phases: fresh, steady, load, mixed, lookup, restart
+    #[arg(long, value_delimiter = ',', default_value = "fresh,steady,load,mixed,lookup,restart")]
     phases: Vec<Phase>,
     /// Slices of each phase, with the ceiling measured between them
     #[arg(long, value_name = "N", default_value_t = Options::default().rounds)]
     rounds: usize,
+    /// Let plain pread/pwrite with threads, and tokio-uring, do the same in the same rounds
+    #[arg(long)]
+    baselines: bool,
     #[command(flatten)]
     json: JsonArgs,
 }
@@ -60,6 +65,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome, Failure> {
         shards: args.shards,
         phases: args.phases,
         rounds: args.rounds,
+        baselines: args.baselines,
         ..Options::default()
     };
     options.validate()?;
@@ -80,6 +86,10 @@ fn render(report: &Report) -> String {
     }
     if !others.is_empty() {
         out.push_str(&format!("\n{}", other_table(&others)));
+    }
+    let at_capacity: Vec<_> = report.results.iter().filter(|result| result.recycled.is_some()).collect();
+    if !at_capacity.is_empty() {
+        out.push_str(&format!("\n{}", capacity_table(&at_capacity)));
     }
     let verified: u64 = report.results.iter().map(|result| result.verified_bytes).sum();
     out.push_str(&format!(
@@ -116,12 +126,18 @@ fn heading(report: &Report) -> String {
 }
 
 fn transfer_table(results: &[&PhaseResult]) -> String {
+    let baselines = results.iter().any(|result| result.engine != EngineName::Saltern);
     let header = ["phase", "size", "MiB/s", "objects/s", "p50 us", "p99 us", "p99.9 us", "CPU s/GB", "ratio"];
     let mut table = Columns::new(&header, 1);
     for result in results {
         let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), human::figure);
+        let name = match result.engine {
+            EngineName::Saltern => result.phase.name(),
+            EngineName::PreadPwrite => "  pread",
+            _ => "  t-uring",
+        };
         table.row([
-            result.phase.to_string(),
+            name.to_owned(),
             human::size(result.object_bytes),
             optional(result.mib_per_s),
             human::count(result.objects_per_s.round() as u64),
@@ -132,7 +148,35 @@ fn transfer_table(results: &[&PhaseResult]) -> String {
             result.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")),
         ]);
     }
-    table.render() + "ratio: of what the device does with one preallocated file, measured beside it\n"
+    let mut out = table.render();
+    out.push_str("ratio: of what the device does with one preallocated file, measured beside it\n");
+    if baselines {
+        out.push_str("pread: plain pread/pwrite with threads; t-uring: tokio-uring\n");
+    }
+    out
+}
+
+/// What loads wait for when stores displace objects beside them, and how the stores were done.
+fn capacity_table(results: &[&PhaseResult]) -> String {
+    let header = ["at capacity", "size", "recycled", "spares", "loads p50 us", "p99 us", "idle p50 us", "p99 us"];
+    let mut table = Columns::new(&header, 1);
+    for result in results {
+        let latency = |of: Option<LatencyUs>, quantile: fn(LatencyUs) -> f64| {
+            of.map_or_else(|| "-".to_owned(), |of| human::count(quantile(of).round() as u64))
+        };
+        let (loads, idle) = (result.load_latency_us, result.idle_load_latency_us);
+        table.row([
+            result.phase.to_string(),
+            human::size(result.object_bytes),
+            result.recycled.map_or_else(|| "-".to_owned(), |share| format!("{:.0}%", share * 100.0)),
+            result.spare_bytes.map_or_else(|| "-".to_owned(), human::size),
+            latency(loads, |of| of.p50),
+            latency(loads, |of| of.p99),
+            latency(idle, |of| of.p50),
+            latency(idle, |of| of.p99),
+        ]);
+    }
+    table.render()
 }
 
 /// Lookups and restarts move no payload: their own table.

@@ -3,7 +3,9 @@
 mod fresh;
 mod load;
 mod lookup;
+mod mixed;
 mod restart;
+mod steady;
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,8 +24,12 @@ use crate::stage::Stage;
 pub enum Phase {
     /// Stores of new objects.
     Fresh,
+    /// At capacity: each store displaces the oldest object.
+    Steady,
     /// Loads of stored objects, in random order.
     Load,
+    /// At capacity: seven loads to three stores that displace.
+    Mixed,
     /// Lookups of present and absent keys, idle and while loads run.
     Lookup,
     /// Close, open again, find everything.
@@ -32,13 +38,15 @@ pub enum Phase {
 
 impl Phase {
     /// All phases that there are.
-    pub const ALL: [Self; 4] = [Self::Fresh, Self::Load, Self::Lookup, Self::Restart];
+    pub const ALL: [Self; 6] = [Self::Fresh, Self::Steady, Self::Load, Self::Mixed, Self::Lookup, Self::Restart];
 
     /// The name in options and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fresh => "fresh",
+            Self::Steady => "steady",
             Self::Load => "load",
+            Self::Mixed => "mixed",
             Self::Lookup => "lookup",
             Self::Restart => "restart",
         }
@@ -47,7 +55,9 @@ impl Phase {
     pub(crate) fn run(self, stage: &mut Stage<'_>) -> Result<Vec<PhaseResult>> {
         match self {
             Self::Fresh => fresh::run(stage),
+            Self::Steady => steady::run(stage),
             Self::Load => load::run(stage),
+            Self::Mixed => mixed::run(stage),
             Self::Lookup => lookup::run(stage),
             Self::Restart => restart::run(stage),
         }
@@ -84,6 +94,6 @@ mod tests {
             assert_eq!(serde_json::to_string(&phase).unwrap(), format!("\"{phase}\""));
         }
         let error = "warp".parse::<Phase>().unwrap_err().to_string();
-        assert_eq!(error, "there is no phase \"warp\"; there are fresh, load, lookup, restart");
+        assert_eq!(error, "there is no phase \"warp\"; there are fresh, steady, load, mixed, lookup, restart");
     }
 }

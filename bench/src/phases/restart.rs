@@ -23,7 +23,7 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<Vec<PhaseResult>> {
     stage.require_objects()?;
     stage.settle()?;
     let mut tally = Tally::new(stage.plan.object_bytes);
-    stage.hooks.progress.begin(&stage.label("restart"), (OPENS + stage.stored) as u64);
+    stage.hooks.progress.begin(&stage.label("restart"), (OPENS + stage.live.len()) as u64);
     let mut latencies = Latencies::new();
     let mut opens: Vec<Open> = Vec::new();
     for _ in 0..OPENS {
@@ -35,8 +35,8 @@ pub(super) fn run(stage: &mut Stage<'_>) -> Result<Vec<PhaseResult>> {
     }
     opens.sort_by(|a, b| a.spent.seconds.total_cmp(&b.spent.seconds));
     let open = &opens[OPENS / 2];
-    tally.add(open.spent, &latencies, stage.stored as u64, 0);
-    stage.verify_all(&mut tally)?;
+    tally.add(open.spent, &latencies, stage.live.len() as u64, 0);
+    stage.verify(0, &mut tally)?;
     let mut result = tally.finish(Phase::Restart, stage.options.layout, 1, OPENS);
     result.scan_seconds = Some(round(open.scan_seconds, 6));
     Ok(vec![result])
@@ -61,13 +61,13 @@ fn open(config: saltern::Config) -> Result<(Engine, Open)> {
 fn check(stage: &Stage<'_>, problems: &mut Problems) {
     let engine = stage.engine();
     let size = stage.plan.object_bytes as u64;
-    for batch in stage.keys[..stage.stored].chunks(BATCH) {
+    for batch in stage.keys[stage.live.clone()].chunks(BATCH) {
         let report = engine.lookup_and_pin(batch).wait();
         let wrong = report.sizes.iter().filter(|found| **found != Some(size)).count() as u64;
         problems.add_many(wrong, || format!("{wrong} of {} objects not found, or of another size", batch.len()));
         engine.unpin(batch);
     }
-    let (used, expected) = (engine.usage().total_bytes_used, stage.stored as u64 * size);
+    let (used, expected) = (engine.usage().total_bytes_used, stage.live.len() as u64 * size);
     if used != expected {
         problems.add(|| format!("usage is {used} bytes after the restart, and {expected} were stored"));
     }
