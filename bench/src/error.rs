@@ -45,6 +45,9 @@ pub enum Error {
     /// An operation passed its deadline while the kernel had its memory, which cannot be used again.
     #[error("an operation passed its deadline, and the kernel still has its memory; is the disk failing?")]
     MemoryKept,
+    /// A plot could not be drawn.
+    #[error("the report could not be drawn: {0}")]
+    Plot(String),
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,

@@ -18,6 +18,7 @@ pub mod machine;
 mod memory;
 mod meter;
 mod options;
+pub mod page;
 pub mod payload;
 mod phases;
 mod plan;

@@ -12,8 +12,8 @@ use crate::phases::Phase;
 fn usual_total(object_bytes: usize) -> u64 {
     const MIB: u64 = 1 << 20;
     match object_bytes as u64 {
-        0..=MIB_8TH => 512 * MIB,
-        _ => 1024 * MIB,
+        0..=MIB_8TH => 384 * MIB,
+        _ => 768 * MIB,
     }
 }
 
@@ -108,15 +108,15 @@ mod tests {
     fn a_fast_disk_gets_the_usual_totals() {
         let options = Options::default();
         let file = ceiling_bytes(&options, 1 << 40);
-        assert_eq!(file, 1 << 30);
+        assert_eq!(file, 768 << 20);
         let plans = plan(&options, file, 10e9, 8 << 30);
         let objects: Vec<_> = plans.iter().map(|plan| (plan.objects, plan.slice, plan.depth)).collect();
-        assert_eq!(objects, [(8192, 1639, 32), (4096, 820, 32), (1024, 205, 32), (256, 52, 8)]);
+        assert_eq!(objects, [(6144, 1229, 32), (3072, 615, 32), (768, 154, 32), (192, 39, 8)]);
     }
 
     #[test]
     fn a_slow_disk_little_memory_and_a_full_disk_get_less() {
-        let options = Options::default();
+        let options = Options { phases: Phase::ALL.to_vec(), ..Options::default() };
         for plan in plan(&options, 1 << 30, 1e8, 8 << 30) {
             let seconds = plan.objects as f64 * plan.object_bytes as f64 * 9.0 / 1e8;
             assert!(seconds < options.budget.as_secs_f64(), "{plan:?}");

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use saltern::Layout;
 use saltern_bench::report::{EngineName, LatencyUs, PhaseResult, Report};
-use saltern_bench::{Hooks, Options, Phase, run as run_bench};
+use saltern_bench::{Hooks, Options, Phase, page, run as run_bench};
 
 use crate::failure::{Failure, Outcome};
 use crate::human::{self, Columns};
-use crate::output::JsonArgs;
+use crate::output::{self, JsonArgs};
 use crate::progress::Bar;
 use crate::signals::cancel_flag;
 
-/// Arguments; the defaults are a run of all phases in less than a minute.
+/// Arguments; the defaults are a run in less than a minute.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 A scratch directory saltern-bench-XXXXXX is made in --dir, and removed at the end, also after errors and Ctrl-C (a second \
@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     shards: usize,
     /// Phases: fresh, steady, load, mixed, lookup, restart
-    #[arg(long, value_delimiter = ',', default_value = "fresh,steady,load,mixed,lookup,restart")]
+    #[arg(long, value_delimiter = ',', default_value = "fresh,load,lookup,restart")]
     phases: Vec<Phase>,
     /// Slices of each phase, with the ceiling measured between them
     #[arg(long, value_name = "N", default_value_t = Options::default().rounds)]
@@ -50,6 +50,9 @@ pub(crate) struct Args {
     /// Let plain pread/pwrite with threads, and tokio-uring, do the same in the same rounds
     #[arg(long)]
     baselines: bool,
+    /// Write a page with plots to this file
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     json: JsonArgs,
 }
@@ -70,10 +73,16 @@ pub(crate) fn run(args: Args) -> Result<Outcome, Failure> {
     };
     options.validate()?;
     args.json.check()?;
+    if let Some(path) = &args.report {
+        output::check_writable(path, "--report")?;
+    }
     let cancel = cancel_flag()?;
     let bar = Bar::new();
     let report = run_bench(&options, Hooks { progress: &bar, cancel: &cancel })?;
     drop(bar);
+    if let Some(path) = &args.report {
+        output::write(path, "--report", &page::render(&report)?)?;
+    }
     args.json.finish(&report, || render(&report))?;
     Ok(if report.errors() == 0 { Outcome::Clean } else { Outcome::Problems })
 }

@@ -26,26 +26,31 @@ impl JsonArgs {
             return print(&json);
         }
         print(&text())?;
-        std::fs::write(path, json).map_err(|error| unwritable(path, &error))
+        write(path, "--json", &json)
     }
 
     /// Fails early where the file cannot be written, before a long run.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         match &self.json {
-            Some(path) if path.as_os_str() != OsStr::new("-") => std::fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)
-                .map(drop)
-                .map_err(|error| unwritable(path, &error)),
+            Some(path) if path.as_os_str() != OsStr::new("-") => check_writable(path, "--json"),
             _ => Ok(()),
         }
     }
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(format_args!("{}: {error}", path.display())).hint("choose another file for --json")
+/// Fails where a file cannot be written; `option` named it.
+pub(crate) fn check_writable(path: &Path, option: &str) -> Result<(), Failure> {
+    let opened = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    opened.map(drop).map_err(|error| unwritable(path, option, &error))
+}
+
+/// Writes a file that `option` named.
+pub(crate) fn write(path: &Path, option: &str, contents: &str) -> Result<(), Failure> {
+    std::fs::write(path, contents).map_err(|error| unwritable(path, option, &error))
+}
+
+fn unwritable(path: &Path, option: &str, error: &std::io::Error) -> Failure {
+    Failure::new(format_args!("{}: {error}", path.display())).hint(format!("choose another file for {option}"))
 }
 
 /// Writes to stdout. A reader that has gone away (`| head`) is no failure.

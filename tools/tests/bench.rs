@@ -8,8 +8,20 @@ use std::process::Stdio;
 use common::{command, saltern, temp_dir};
 use serde_json::Value;
 
-const PHASES: [&str; 7] =
-    ["fresh", "load", "lookup present", "lookup absent", "lookup present-busy", "lookup absent-busy", "restart"];
+const PHASES: [&str; 9] = [
+    "fresh",
+    "steady",
+    "load",
+    "mixed",
+    "lookup present",
+    "lookup absent",
+    "lookup present-busy",
+    "lookup absent-busy",
+    "restart",
+];
+
+/// Those that move objects.
+const MOVES: [&str; 4] = ["fresh", "steady", "load", "mixed"];
 
 fn name(result: &Value) -> String {
     let phase = result["phase"].as_str().unwrap();
@@ -38,7 +50,7 @@ fn all_phases_run_and_verify_in_every_layout() {
         assert_eq!(names, [PHASES, PHASES].concat());
         for (result, name) in results.iter().zip(names) {
             assert_eq!((&result["errors"], &result["layout"]), (&Value::from(0), &Value::from(layout)), "{result}");
-            let moves = name == "fresh" || name == "load";
+            let moves = MOVES.contains(&&*name);
             for field in ["mib_per_s", "cpu_seconds_per_gb", "ceiling_mib_per_s", "ratio"] {
                 assert_eq!(result[field].as_f64().is_some_and(|value| value >= 0.0), moves, "{field} of {result}");
             }
@@ -50,10 +62,18 @@ fn all_phases_run_and_verify_in_every_layout() {
             assert!(quantiles[0] > 0.0 && quantiles.is_sorted(), "{result}");
             let is_verified = result["verified_bytes"].as_u64().unwrap() > 0;
             assert_eq!(is_verified, moves || name == "restart" || name.ends_with("busy"), "{result}");
+            let at_capacity = name == "steady" || name == "mixed";
+            for field in ["recycled", "spare_bytes"] {
+                assert_eq!(result[field].is_number(), at_capacity, "{field} of {result}");
+            }
+            for field in ["load_latency_us", "idle_load_latency_us"] {
+                assert_eq!(result[field]["p99"].as_f64().is_some_and(|us| us > 0.0), name == "mixed", "{result}");
+            }
+            assert_eq!((&result["engine"], &result["vs_baseline"]), (&Value::from("saltern"), &Value::Null));
             assert_eq!(result["keys_per_s"].is_number(), name.starts_with("lookup"), "{result}");
         }
         assert_eq!(results[0]["verified_bytes"], 4 << 20);
-        assert_eq!((&results[0]["objects"], &results[7]["objects"]), (&Value::from(64), &Value::from(4)));
+        assert_eq!((&results[0]["objects"], &results[9]["objects"]), (&Value::from(64), &Value::from(4)));
         // The scratch directory is gone.
         let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["out.json"]);
@@ -61,9 +81,64 @@ fn all_phases_run_and_verify_in_every_layout() {
 }
 
 #[test]
+fn baselines_do_the_same_and_the_report_is_one_page_with_plots() {
+    let dir = temp_dir();
+    let args = [
+        "bench",
+        "--sizes",
+        "64KiB,256KiB",
+        "--total",
+        "4MiB",
+        "--rounds",
+        "2",
+        "--phases",
+        "fresh,steady,load,mixed",
+        "--baselines",
+        "--report",
+        "page.html",
+        "--json",
+        "-",
+    ];
+    let ran = saltern(dir.path(), &args);
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    let report = ran.json();
+    let results = report["results"].as_array().unwrap();
+    let names: Vec<_> =
+        results.iter().map(|result| format!("{} {}", name(result), result["engine"].as_str().unwrap())).collect();
+    let engines = |phase: &str| ["saltern", "pread-pwrite", "tokio-uring"].map(|engine| format!("{phase} {engine}"));
+    let of_size = [engines("fresh"), engines("steady"), engines("load")].concat();
+    let of_size = [of_size, vec!["mixed saltern".to_owned()]].concat();
+    assert_eq!(names, [of_size.clone(), of_size].concat());
+    for (result, name) in results.iter().zip(names) {
+        assert_eq!(result["errors"], 0, "{result}");
+        assert!(
+            result["verified_bytes"].as_u64().unwrap() > 0 && result["mib_per_s"].as_f64().unwrap() > 0.0,
+            "{name}"
+        );
+        let compared = name.ends_with(" saltern") && !name.starts_with("mixed");
+        assert_eq!(result["vs_baseline"].as_f64().is_some_and(|ratio| ratio > 0.0), compared, "{result}");
+    }
+    let page = std::fs::read_to_string(dir.path().join("page.html")).unwrap();
+    // Throughput and CPU of four phases, latencies at two sizes.
+    assert_eq!(page.matches("<svg").count(), 4 + 2 + 4);
+    for text in
+        ["MiB/s", "CPU s/GB", "object size", "share of loads that are faster", "64 KiB", "UTC", "prefers-color-scheme"]
+    {
+        assert!(page.contains(text), "{text}");
+    }
+    // Nothing from outside.
+    for text in ["<script", "<link", "@import", "src=", "url(", "href="] {
+        assert!(!page.contains(text), "{text}");
+    }
+    let unwritable = saltern(dir.path(), &["bench", "--report", "no/such/dir/page.html"]);
+    assert_eq!(unwritable.code, 1, "{}", unwritable.stderr);
+    assert!(unwritable.stderr.contains("--report"), "{}", unwritable.stderr);
+}
+
+#[test]
 fn phases_run_alone_with_odd_sizes_and_json_on_stdout() {
     let dir = temp_dir();
-    for phase in ["fresh", "load", "lookup", "restart"] {
+    for phase in ["fresh", "steady", "load", "mixed", "lookup", "restart"] {
         let args = [
             "bench", "--phases", phase, "--sizes", "5001", "--total", "100KiB", "--depth", "3", "--shards", "2",
             "--rounds", "2", "--json", "-",
@@ -83,8 +158,8 @@ fn wrong_usage_is_told_apart_from_failure() {
     let dir = temp_dir();
     let run = |args: &[&str]| saltern(dir.path(), &[&["bench"], args].concat());
     let wrong: [(&[&str], &str); 7] = [
-        (&["--phases", "warp"], "there are fresh, load, lookup, restart"),
-        (&["--phases", "fresh,steady"], "there is no phase \"steady\""),
+        (&["--phases", "warp"], "there are fresh, steady, load, mixed, lookup, restart"),
+        (&["--phases", "fresh,unsteady"], "there is no phase \"unsteady\""),
         (&["--sizes", "12XB"], "is not a size"),
         (&["--layout", "zip"], "unknown layout"),
         (&["--depth", "0"], "a depth of 0"),
