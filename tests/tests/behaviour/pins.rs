@@ -147,3 +147,44 @@ fn a_load_in_flight_is_never_torn_by_a_delete() {
     }
     assert_books(&engine, scratch.path(), Layout::Fs);
 }
+
+#[test]
+fn a_file_is_never_recycled_under_a_load() {
+    const OBJECTS: u32 = 24;
+    const BYTES: usize = 2_000_001;
+    let scratch = scratch("load-recycle");
+    let mut config = config(scratch.path());
+    // Loads go one small piece at a time, so that deletes and stores get between them.
+    (config.segment_bytes, config.load_inflight_bytes) = (64 << 10, 1);
+    let engine = Engine::open(config).expect("open");
+    let mut refused = 0;
+    for round in 0..60 {
+        let name = |n: u32| key(1000 * (round % 2) + n);
+        let other = |n: u32| key(1000 * (1 - round % 2) + n);
+        for n in 0..OBJECTS {
+            let stored = put(&engine, &name(n), &payload(n.into(), BYTES));
+            assert!(matches!(stored, Ok(bytes) if bytes == BYTES as u64 || bytes == 0), "{stored:?}");
+        }
+        let before = engine.status().counters.loads;
+        let loads = engine.load((0..OBJECTS).map(|n| (name(n), vec![0; BYTES].into())).collect());
+        until("the loads are under way", || engine.status().counters.loads > before);
+        let deleted = done(engine.delete(&(0..OBJECTS).map(name).collect::<Vec<_>>())).results;
+        let stores = (0..OBJECTS).map(|n| (other(n), payload(u64::from(n) + 500, BYTES).into())).collect();
+        done(engine.store(stores));
+        let report = done(loads);
+        for ((n, result), buffer) in (0..OBJECTS).zip(report.results).zip(report.buffers) {
+            match result {
+                Ok(_) => assert!(buffer.expect("comes back").as_slice() == payload(n.into(), BYTES), "{round}: {n}"),
+                Err(error) => assert!(matches!(error, Error::NotFound), "{round}: {n}: {error}"),
+            }
+        }
+        refused += deleted.iter().filter(|result| matches!(result, Err(Error::Pinned { pins: 0, loads: 1 }))).count();
+        let all: Vec<_> = (0..OBJECTS).flat_map(|n| [name(n), other(n)]).collect();
+        done(engine.delete(&all));
+        if refused > 20 && round > 3 {
+            break;
+        }
+    }
+    assert!(refused > 0, "no delete met a load in flight");
+    assert_books(&engine, scratch.path(), Layout::Fs);
+}

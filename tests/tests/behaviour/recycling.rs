@@ -95,6 +95,27 @@ fn a_file_with_another_name_is_never_overwritten() {
 }
 
 #[test]
+fn a_file_too_large_to_keep_costs_no_spares() {
+    let scratch = scratch("too-large-to-keep");
+    let mut config = config(scratch.path());
+    config.spare_bytes = 500_000;
+    let engine = Engine::open(config.clone()).expect("open");
+    for n in 0..10 {
+        put(&engine, &key(n), &payload(n.into(), 10_000)).expect("store");
+    }
+    put(&engine, &key(100), &payload(100, 600_000)).expect("store");
+    let keys: Vec<ObjectKey> = (0..10).map(key).collect();
+    assert!(done(engine.delete(&keys)).results.iter().all(Result::is_ok));
+    engine.close();
+    // All that an earlier run has left can be used at once.
+    let engine = Engine::open(config).expect("open");
+    let before = engine.status().spares;
+    remove(&engine, &key(100)).expect("delete");
+    assert_books(&engine, scratch.path(), Layout::Fs);
+    assert_eq!(engine.status().spares.count, before.count);
+}
+
+#[test]
 fn recycled_files_are_private_again() {
     let scratch = scratch("recycled-mode");
     for n in 0..100 {

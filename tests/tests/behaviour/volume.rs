@@ -370,7 +370,11 @@ type Plant = fn(&Path);
 #[test]
 fn something_else_in_the_place_of_an_object_is_a_miss() {
     let plants: [(&str, Plant); 4] = [
-        ("link", |path| symlink("/etc/hostname", path).expect("symlink")),
+        // To something of the very size.
+        ("link", |path| {
+            fs::write(path.with_file_name("target"), [9; 5000]).expect("write");
+            symlink("target", path).expect("symlink");
+        }),
         ("pipe", |path| nix::unistd::mkfifo(path, Mode::S_IRWXU).expect("mkfifo")),
         ("directory", |path| fs::create_dir(path).expect("mkdir")),
         ("socket", |path| drop(UnixListener::bind(path).expect("bind"))),
@@ -393,6 +397,24 @@ fn something_else_in_the_place_of_an_object_is_a_miss() {
         assert_eq!(find(&engine, &short), None, "{mode}");
         assert_eq!(engine.usage().total_bytes_used, 0, "{mode}");
         assert!(fs::symlink_metadata(&path).is_ok_and(|metadata| !metadata.is_file()), "{mode}: it is not ours");
+    }
+}
+
+#[test]
+fn a_delete_takes_nothing_away_but_objects() {
+    for open_files in OPEN_FILES {
+        let scratch = scratch("replaced-delete");
+        let engine = open_keeping(scratch.path(), open_files);
+        put(&engine, &key(1), &[1; 5000]).expect("store");
+        let path = file(scratch.path(), &key(1));
+        fs::remove_file(&path).expect("unlink");
+        fs::create_dir(&path).expect("mkdir");
+        fs::write(path.join("precious"), b"x").expect("write");
+        let deleted = remove(&engine, &key(1));
+        assert!(path.join("precious").exists(), "{open_files:?}: {deleted:?}");
+        engine.close();
+        let engine = open(scratch.path());
+        assert_books(&engine, scratch.path(), Layout::Fs);
     }
 }
 
