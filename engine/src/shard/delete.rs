@@ -33,7 +33,7 @@ impl Shard {
             begun = self.core.index.begin_delete(keyed);
         }
         let bytes = begun?;
-        match self.take_name_away(keyed, name, bytes) {
+        match self.take_name_away(keyed, name) {
             Ok(()) | Err(Errno::ENOENT) => {
                 self.forget(keyed);
                 Ok(bytes)
@@ -46,15 +46,16 @@ impl Shard {
     }
 
     /// The object's name goes; its file becomes a spare where spares are kept, and goes as well where they are not.
-    fn take_name_away(&mut self, keyed: &Keyed, name: &str, bytes: u64) -> Result<(), Errno> {
+    fn take_name_away(&mut self, keyed: &Keyed, name: &str) -> Result<(), Errno> {
         let opened = self.descriptors.take(&keyed.key);
         let core = self.core.clone();
-        let keep = self.spares.is_on() && bytes > 0 && !self.disk_is_low;
-        if keep && self.spares.make_room(bytes, |spare| discard(&core, spare)) {
+        // Something that is not a file may have taken the name: not ours to move or remove.
+        let Some(stat) = core.volume.stat(name)? else { return Ok(()) };
+        if self.spares.is_on() && stat.bytes > 0 && !self.disk_is_low && self.make_room(stat.bytes) {
             let spare = self.next_name();
             match core.volume.retire(name, &spare) {
                 Ok(()) => {
-                    self.retire(Spare { name: spare, bytes, fd: opened.map(|opened| opened.fd) });
+                    self.retire(Spare { name: spare, bytes: stat.bytes, fd: opened.map(|opened| opened.fd) });
                     return Ok(());
                 }
                 // No room for a longer directory: an unlink needs none.
@@ -63,6 +64,14 @@ impl Shard {
             }
         }
         core.volume.remove(name)
+    }
+
+    /// Whether a file of this length can become a spare; spares of other sizes may have to go for it.
+    fn make_room(&mut self, bytes: u64) -> bool {
+        let core = self.core.clone();
+        let fits = self.spares.make_room(bytes, |spare| discard(&core, spare));
+        self.count_spares();
+        fits
     }
 
     fn retire(&mut self, spare: Spare) {

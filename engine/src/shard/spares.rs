@@ -78,6 +78,9 @@ impl Spares {
     /// Whether a file of this length can be kept. Where the bound is reached, spares that nobody asks for make room:
     /// they are given to `remove`, the caller's, to be unlinked.
     pub(super) fn make_room(&mut self, bytes: u64, mut remove: impl FnMut(Spare)) -> bool {
+        if bytes > self.limit {
+            return false;
+        }
         while self.bytes + bytes > self.limit {
             // Spares of this very size are as good as this file: then it goes itself, for one call instead of two.
             let Some(class) = self.clean.keys().copied().find(|class| *class != bytes) else { return false };
@@ -207,7 +210,8 @@ mod tests {
         assert!(!spares.make_room(100, |spare| removed.push(spare.name)), "as good as those that are there");
         assert!(spares.make_room(200, |spare| removed.push(spare.name)));
         assert_eq!(removed, ["b", "a"]);
-        assert!(!spares.make_room(251, |_| {}));
+        spares.adopt_clean(spare("c", 100));
+        assert!(!spares.make_room(251, |_| panic!("nothing goes for a file that never fits")));
     }
 
     #[test]
