@@ -32,7 +32,9 @@ fn name(result: &Value) -> String {
 fn all_phases_run_and_verify_in_every_layout() {
     for layout in ["fs", "fs3", "nixl", "nixl3", "nixl-sharded"] {
         let dir = temp_dir();
-        let args = ["bench", "--sizes", "64KiB,1MiB", "--total", "4MiB", "--layout", layout, "--json", "out.json"];
+        let mut args =
+            vec!["bench", "--sizes", "64KiB,1MiB", "--total", "4MiB", "--layout", layout, "--json", "out.json"];
+        args.extend(["--phases", "fresh,steady,load,mixed,lookup,restart"]);
         let ran = saltern(dir.path(), &args);
         assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
         assert!(ran.stdout.lines().skip(1).all(|line| line.chars().count() <= 80), "{}", ran.stdout);
