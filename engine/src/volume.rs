@@ -160,6 +160,11 @@ impl Volume {
         self.recycles
     }
 
+    /// Whether I/O bypasses the page cache.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct
+    }
+
     /// Whether files can have stamps.
     pub(crate) fn has_attributes(&self) -> bool {
         self.has_attributes

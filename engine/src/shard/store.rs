@@ -219,6 +219,7 @@ impl Shard {
     pub(super) fn written(&mut self, active: usize) {
         let align = self.grid.offset_align;
         let durability = self.core.config.durability;
+        let direct = self.core.volume.is_direct();
         let store = self.store_mut(active);
         if store.transfer.error.is_none()
             && let Err(error) = store.trim_and_stamp(align)
@@ -228,7 +229,8 @@ impl Shard {
         if store.transfer.error.is_some() || store.part.is_expired() {
             return self.abandon(active);
         }
-        if durability == Durability::None {
+        // Buffered bytes are not on the device when a write completes: published without a sync, a power cut would tear them.
+        if durability == Durability::None && direct {
             return self.publish(active);
         }
         let fd = store.transfer.fd.clone();
