@@ -22,7 +22,7 @@ use crate::ledger::Ledger;
 use crate::mem::Pool;
 use crate::ring::BufferRegistry;
 use crate::scan::{Recovery, RecoveryReport, recover};
-use crate::shard::{Mailbox, Shard};
+use crate::shard::{Mailbox, Shard, reserve_descriptors};
 use crate::status::ShardStatus;
 use crate::volume::Volume;
 use crate::watchdog::Watchdog;
@@ -90,6 +90,7 @@ impl Opener {
 /// Takes the directory and starts all threads but the scan's.
 fn start(config: Config) -> Result<Engine> {
     let volume = Volume::open(&config)?;
+    reserve_descriptors(volume.lock_fd(), &config);
     let pool = Pool::new(config.pool_bytes)?;
     let registry = BufferRegistry::new();
     let (ptr, len) = pool.span();

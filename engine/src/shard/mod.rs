@@ -25,10 +25,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit};
 use slab::Slab;
 
-use crate::config::{BOUNCE_BUFFERS, Config, Durability};
+use crate::config::{BOUNCE_BUFFERS, Durability};
 use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::key::ObjectKey;
@@ -37,7 +36,8 @@ use crate::mem::{Buffer, IoBuffer};
 use crate::report::{DeleteReport, LoadReport, StoreReport};
 use crate::ring::{Completion, Op, Request, Ring, Wait};
 use crate::ticket::Part;
-use descriptors::Descriptors;
+pub(crate) use descriptors::reserve_descriptors;
+use descriptors::{Descriptors, open_files};
 use load::ActiveLoad;
 pub(crate) use mailbox::{Command, DeleteOp, LoadOp, Mailbox, StoreOp};
 use spares::{Spare, Spares};
@@ -52,10 +52,6 @@ const STORE_STARTS_PER_TURN: usize = 4;
 
 /// The share of the ring that stores keep while loads are waiting: one part of this many.
 const STORE_SHARE: usize = 8;
-
-/// The default number of descriptors kept open: one part of this many of what the process may have, at most so many.
-const OPEN_FILES_SHARE: usize = 4;
-const OPEN_FILES_MAX: usize = 8192;
 
 /// An object whose file is open.
 enum Active {
@@ -478,14 +474,6 @@ impl Shard {
             self.deltas.clear();
         }
     }
-}
-
-/// Descriptors of objects that the engine may keep open.
-fn open_files(config: &Config) -> usize {
-    config.open_files.unwrap_or_else(|| {
-        let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-        (soft as usize / OPEN_FILES_SHARE).min(OPEN_FILES_MAX)
-    })
 }
 
 impl Drop for Shard {
