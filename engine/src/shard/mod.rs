@@ -47,8 +47,10 @@ use transfer::{Grid, Piece, Transfer};
 /// Loads begun in one turn of the loop: the first ones should not wait in the queue while the last are opened.
 const LOAD_STARTS_PER_TURN: usize = 8;
 
-/// New files made in one turn of the loop: a create takes tens of microseconds, for which loads would wait.
-const STORE_STARTS_PER_TURN: usize = 4;
+/// Calls that change names made in one turn of the loop (create, rename, unlink): each takes tens of microseconds, for which
+/// loads would wait. Where there are no loads, longer turns save calls of the ring.
+const NAME_CHANGES_PER_TURN: usize = 4;
+const NAME_CHANGES_WITHOUT_LOADS: usize = 16;
 
 /// The share of the ring that stores keep while loads are waiting: one part of this many.
 const STORE_SHARE: usize = 8;
@@ -130,6 +132,9 @@ pub(crate) struct Shard {
     grid: Grid,
     waiting_loads: VecDeque<LoadOp>,
     waiting_stores: VecDeque<StoreOp>,
+    waiting_deletes: VecDeque<DeleteOp>,
+    /// Stores whose pieces have ended: they wait for their publication.
+    written: VecDeque<usize>,
     actives: Slab<Active>,
     pending: Slab<Pending>,
     loads: Lane,
@@ -155,6 +160,8 @@ pub(crate) struct Shard {
     next_number: u64,
     deltas: Deltas,
     answers: Vec<Answer>,
+    /// Kept for its memory.
+    completions: Vec<Completion>,
     closing: bool,
 }
 
@@ -180,6 +187,8 @@ impl Shard {
             grid,
             waiting_loads: VecDeque::new(),
             waiting_stores: VecDeque::new(),
+            waiting_deletes: VecDeque::new(),
+            written: VecDeque::new(),
             actives: Slab::new(),
             pending: Slab::new(),
             loads,
@@ -199,6 +208,7 @@ impl Shard {
             next_number: 0,
             deltas: Deltas::new(),
             answers: Vec::new(),
+            completions: Vec::new(),
             closing: false,
             core,
         };
@@ -241,28 +251,42 @@ impl Shard {
     /// # Errors
     /// [`Error::Io`] when the ring is broken.
     pub(crate) fn run(&mut self) -> Result<()> {
-        let mut completions = Vec::new();
         loop {
             // Callers prepare what comes next while this thread goes on.
             self.answer();
             self.take_commands();
-            self.start();
+            self.start_loads();
             self.issue();
+            if self.has_name_changes() {
+                let mut changes = NAME_CHANGES_WITHOUT_LOADS;
+                if self.loads.active > 0 || !self.waiting_loads.is_empty() {
+                    // Before this thread is busy with names, the device has its work, and loads that have ended their answer.
+                    self.turn_ring(Wait::No)?;
+                    self.answer();
+                    changes = NAME_CHANGES_PER_TURN;
+                }
+                self.change_names(changes);
+                self.issue();
+            }
             self.answer();
             if self.closing && self.is_idle() {
                 return Ok(());
             }
-            let wait = if self.has_startable() || !self.core.mailboxes[self.me].may_sleep() {
-                Wait::No
-            } else {
-                Wait::Forever
-            };
-            self.ring.submit(wait, |completion| completions.push(completion))?;
+            let may_sleep = !self.has_startable() && self.core.mailboxes[self.me].may_sleep();
+            self.turn_ring(if may_sleep { Wait::Forever } else { Wait::No })?;
             self.core.mailboxes[self.me].awake();
-            for completion in completions.drain(..) {
-                self.complete(completion);
-            }
         }
+    }
+
+    /// Hands requests to the kernel and takes what has ended.
+    fn turn_ring(&mut self, wait: Wait) -> Result<()> {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.ring.submit(wait, |completion| completions.push(completion))?;
+        for completion in completions.drain(..) {
+            self.complete(completion);
+        }
+        self.completions = completions;
+        Ok(())
     }
 
     fn is_idle(&self) -> bool {
@@ -270,13 +294,19 @@ impl Shard {
             && self.pending.is_empty()
             && self.waiting_loads.is_empty()
             && self.waiting_stores.is_empty()
+            && self.waiting_deletes.is_empty()
     }
 
     /// Whether a turn of the loop could start something without waiting for a completion.
     fn has_startable(&self) -> bool {
         let depth = self.core.config.depth;
-        (!self.waiting_loads.is_empty() && self.loads.active < depth)
-            || (!self.waiting_stores.is_empty() && self.stores.active < depth)
+        (!self.waiting_loads.is_empty() && self.loads.active < depth) || self.has_name_changes()
+    }
+
+    fn has_name_changes(&self) -> bool {
+        !self.written.is_empty()
+            || !self.waiting_deletes.is_empty()
+            || (!self.waiting_stores.is_empty() && self.stores.active < self.core.config.depth)
     }
 
     fn take_commands(&mut self) {
@@ -284,7 +314,7 @@ impl Shard {
             match command {
                 Command::Load(op) => self.waiting_loads.push_back(op),
                 Command::Store(op) => self.take_store(op),
-                Command::Delete(op) => self.delete(op),
+                Command::Delete(op) => self.waiting_deletes.push_back(op),
                 Command::Released(keyed) => self.release_followers(&keyed),
                 Command::Adopt => self.ring.adopt(&self.core.registry),
                 Command::Close => self.close(),
@@ -307,24 +337,32 @@ impl Shard {
         }
     }
 
-    /// Opens files for what waits, loads first.
-    fn start(&mut self) {
-        let depth = self.core.config.depth;
-        let mut starts = 0;
-        while self.loads.active < depth
-            && starts < LOAD_STARTS_PER_TURN
-            && let Some(op) = self.waiting_loads.pop_front()
-        {
+    /// Opens files for loads that wait.
+    fn start_loads(&mut self) {
+        for _ in 0..LOAD_STARTS_PER_TURN {
+            if self.loads.active == self.core.config.depth {
+                return;
+            }
+            let Some(op) = self.waiting_loads.pop_front() else { return };
             self.start_load(op);
-            starts += 1;
         }
-        let mut starts = 0;
-        while self.stores.active < depth
-            && starts < STORE_STARTS_PER_TURN
-            && let Some(op) = self.waiting_stores.pop_front()
-        {
-            self.start_store(op);
-            starts += 1;
+    }
+
+    /// Publishes, deletes and begins stores, in this order: what is written is nearest to its answer, and what is deleted
+    /// becomes a spare for a store.
+    fn change_names(&mut self, most: usize) {
+        for _ in 0..most {
+            if let Some(active) = self.written.pop_front() {
+                self.end_write(active);
+            } else if let Some(op) = self.waiting_deletes.pop_front() {
+                self.delete(op);
+            } else if self.stores.active < self.core.config.depth
+                && let Some(op) = self.waiting_stores.pop_front()
+            {
+                self.start_store(op);
+            } else {
+                return;
+            }
         }
     }
 
@@ -447,7 +485,7 @@ impl Shard {
         if transfer.is_done() {
             match class {
                 Class::Load => self.finish_load(active),
-                Class::Store => self.written(active),
+                Class::Store => self.written.push_back(active),
             }
         }
     }

@@ -202,7 +202,7 @@ impl Shard {
         let done = store.transfer.is_done();
         let active = self.actives.insert(Active::Store(store));
         if done {
-            self.written(active);
+            self.written.push_back(active);
         } else {
             self.stores.ready.push_back(active);
         }
@@ -216,7 +216,7 @@ impl Shard {
     }
 
     /// All pieces are written, or one has failed.
-    pub(super) fn written(&mut self, active: usize) {
+    pub(super) fn end_write(&mut self, active: usize) {
         let align = self.grid.offset_align;
         let durability = self.core.config.durability;
         let direct = self.core.volume.is_direct();
