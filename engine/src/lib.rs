@@ -13,6 +13,7 @@ mod integrity;
 mod key;
 pub mod layout;
 pub mod ledger;
+mod medium;
 mod mem;
 mod open;
 pub mod probe;

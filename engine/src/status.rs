@@ -61,6 +61,13 @@ pub struct VolumeStatus {
     pub memory_align_bytes: u32,
     /// What offsets and lengths have to be a multiple of (statx, `stx_dio_offset_align`).
     pub offset_align_bytes: u32,
+    /// Whether files can have user attributes, which checksums are kept in.
+    pub user_attributes: bool,
+    /// Whether files can get zeroed, written blocks without anybody writing zeroes (FALLOC_FL_WRITE_ZEROES, Linux 6.17, on a device
+    /// that can).
+    pub write_zeroes: bool,
+    /// The device's I/O scheduler; null where the directory is not directly on a block device.
+    pub io_scheduler: Option<String>,
 }
 
 /// One shard.

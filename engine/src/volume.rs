@@ -24,10 +24,10 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::config::{Config, DirectIo};
 use crate::error::{Error, Result};
-use crate::integrity::{STAMP_BYTES, STAMP_NAME};
 use crate::layout::Layout;
+use crate::medium::{Direct, Medium};
 use crate::status::VolumeStatus;
-use crate::sys::{FileStat, set_attribute, stat_at, stat_fd};
+use crate::sys::{FileStat, stat_at, stat_fd};
 
 /// Everything of the engine's own in a volume.
 pub(crate) const STATE_DIR: &str = ".saltern";
@@ -48,9 +48,6 @@ const OPEN_FILE: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_NOFOLLOW).union(OFlag::
 /// How often a dead owner's lock is tried again.
 const LOCK_RETRY: Duration = Duration::from_millis(2);
 
-/// Alignment that every Linux file system with O_DIRECT takes; used where the kernel does not tell.
-const DIRECT_ALIGN_FALLBACK: u32 = 4096;
-
 /// An owned directory. Thread-safe; calls block for as long as the file system does.
 pub(crate) struct Volume {
     path: PathBuf,
@@ -59,13 +56,9 @@ pub(crate) struct Volume {
     temp: OwnedFd,
     spares: OwnedFd,
     recycles: bool,
-    has_attributes: bool,
+    medium: Medium,
     lock: Flock<std::fs::File>,
     identity: (u64, u64),
-    direct: bool,
-    mem_align: u32,
-    offset_align: u32,
-    file_system: String,
 }
 
 /// Where an unpublished file is.
@@ -109,27 +102,21 @@ impl Volume {
         let lock = take_lock(state.as_fd(), &path, config.lock_wait)?;
         let temp = own_dir(state.as_fd(), TEMP_DIR).map_err(at("mkdir", ".saltern/tmp"))?;
         let spares = own_dir(state.as_fd(), SPARES_DIR).map_err(at("mkdir", ".saltern/spares"))?;
-        let has_attributes = probe_attributes(temp.as_fd()).map_err(at("setxattr", ".saltern/tmp"))?;
+        let mut medium = Medium::probe(temp.as_fd(), &path.join(STATE_DIR).join(TEMP_DIR))?;
+        if config.direct_io == DirectIo::Off {
+            medium.direct = Direct::OFF;
+        }
         let identity = stat_fd(dir.as_fd()).map_err(at("statx", ""))?.identity;
-        let (direct, mem_align, offset_align) = match config.direct_io {
-            DirectIo::Auto => probe_direct(temp.as_fd()).map_err(at("open", ".saltern/tmp"))?,
-            DirectIo::Off => (false, 1, 1),
-        };
-        let file_system = file_system_name(dir.as_fd()).map_err(at("fstatfs", ""))?;
         Ok(Self {
             layout: config.layout,
-            recycles: config.spare_bytes > 0 && RECYCLING.contains(&file_system.as_str()),
+            recycles: config.spare_bytes > 0 && RECYCLING.contains(&medium.file_system.as_str()),
             path,
             dir,
             temp,
             spares,
-            has_attributes,
+            medium,
             lock,
             identity,
-            direct,
-            mem_align,
-            offset_align,
-            file_system,
         })
     }
 
@@ -162,32 +149,26 @@ impl Volume {
 
     /// Whether I/O bypasses the page cache.
     pub(crate) fn is_direct(&self) -> bool {
-        self.direct
+        self.medium.direct.is_on
     }
 
     /// Whether files can have stamps.
     pub(crate) fn has_attributes(&self) -> bool {
-        self.has_attributes
+        self.medium.has_attributes
     }
 
     /// What addresses have to be a multiple of.
     pub(crate) fn mem_align(&self) -> usize {
-        self.mem_align as usize
+        self.medium.direct.mem_align as usize
     }
 
     /// What offsets and lengths have to be a multiple of.
     pub(crate) fn offset_align(&self) -> usize {
-        self.offset_align as usize
+        self.medium.direct.offset_align as usize
     }
 
     pub(crate) fn status(&self) -> VolumeStatus {
-        VolumeStatus {
-            dir: self.path.display().to_string(),
-            file_system: self.file_system.clone(),
-            direct_io: self.direct,
-            memory_align_bytes: self.mem_align,
-            offset_align_bytes: self.offset_align,
-        }
+        self.medium.status(&self.path)
     }
 
     /// Whether the path still leads to the directory that was opened. After a removal or an unmount I/O goes on
@@ -244,7 +225,7 @@ impl Volume {
     }
 
     fn io_flags(&self) -> OFlag {
-        if self.direct { OPEN_FILE | OFlag::O_DIRECT } else { OPEN_FILE }
+        if self.medium.direct.is_on { OPEN_FILE | OFlag::O_DIRECT } else { OPEN_FILE }
     }
 
     /// Opens an object: for reading, and, where files are recycled, for the overwriting to come.
@@ -408,60 +389,6 @@ fn is_alive(pid: u32) -> bool {
     !matches!(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()), Some('Z' | 'X'))
 }
 
-/// Whether files of this directory take O_DIRECT, and with what alignment.
-pub(crate) fn probe_direct(dir: BorrowedFd<'_>) -> Result<(bool, u32, u32), Errno> {
-    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    let probe = |extra| match openat(dir, ".", flags | extra | OFlag::O_TMPFILE, FILE_MODE) {
-        // File systems without O_TMPFILE (FUSE, some network ones) get a named file that is removed at once.
-        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT) => {
-            let name = format!("probe-{}", std::process::id());
-            let fd = openat(dir, name.as_str(), flags | extra | OFlag::O_CREAT | OFlag::O_NOFOLLOW, FILE_MODE);
-            let _ = unlinkat(dir, name.as_str(), UnlinkatFlags::NoRemoveDir);
-            fd
-        }
-        other => other,
-    };
-    match probe(OFlag::O_DIRECT) {
-        Ok(fd) => Ok(match stat_fd(fd.as_fd())?.direct_align {
-            Some((0, _) | (_, 0)) => (false, 1, 1),
-            Some((memory, offset)) => (true, memory, offset),
-            None => (true, DIRECT_ALIGN_FALLBACK, DIRECT_ALIGN_FALLBACK),
-        }),
-        Err(Errno::EINVAL) => probe(OFlag::empty()).map(|_| (false, 1, 1)),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// Whether files of this directory can have user attributes.
-fn probe_attributes(dir: BorrowedFd<'_>) -> Result<bool, Errno> {
-    let name = format!("probe-{}", std::process::id());
-    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-    let fd = openat(dir, name.as_str(), flags, FILE_MODE)?;
-    let set = set_attribute(fd.as_fd(), STAMP_NAME, &[0; STAMP_BYTES]);
-    unlinkat(dir, name.as_str(), UnlinkatFlags::NoRemoveDir)?;
-    match set {
-        Ok(()) => Ok(true),
-        Err(Errno::EOPNOTSUPP | Errno::EPERM | Errno::ENOSPC) => Ok(false),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// The file system's name, or its magic number (`linux/magic.h`) where it has no name here.
-pub(crate) fn file_system_name(dir: BorrowedFd<'_>) -> Result<String, Errno> {
-    let magic = statfs::fstatfs(dir)?.filesystem_type();
-    let known = [
-        (statfs::EXT4_SUPER_MAGIC, "ext4"),
-        (statfs::XFS_SUPER_MAGIC, "xfs"),
-        (statfs::BTRFS_SUPER_MAGIC, "btrfs"),
-        (statfs::TMPFS_MAGIC, "tmpfs"),
-        (statfs::OVERLAYFS_SUPER_MAGIC, "overlay"),
-        (statfs::NFS_SUPER_MAGIC, "nfs"),
-        (statfs::FUSE_SUPER_MAGIC, "fuse"),
-    ];
-    let name = known.iter().find(|(number, _)| *number == magic).map(|(_, name)| (*name).to_string());
-    Ok(name.unwrap_or_else(|| format!("0x{:x}", magic.0)))
-}
-
 /// Opens a directory for looking only.
 pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
     openat(AT_FDCWD, path, OPEN_DIR, Mode::empty()).map_err(|errno| Error::io("open", path, errno))
@@ -470,9 +397,5 @@ pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
 /// The status of a directory that is not opened as a volume; leaves nothing behind.
 pub(crate) fn survey_status(path: &Path) -> Result<VolumeStatus> {
     let dir = open_dir(path)?;
-    let at = |op| move |errno| Error::io(op, path, errno);
-    let (direct_io, memory_align_bytes, offset_align_bytes) = probe_direct(dir.as_fd()).map_err(at("open"))?;
-    let file_system = file_system_name(dir.as_fd()).map_err(at("fstatfs"))?;
-    let dir = path.display().to_string();
-    Ok(VolumeStatus { dir, file_system, direct_io, memory_align_bytes, offset_align_bytes })
+    Ok(Medium::probe(dir.as_fd(), path)?.status(path))
 }
