@@ -25,6 +25,7 @@ mod plan;
 pub mod report;
 mod run;
 pub mod scratch;
+pub mod shards;
 mod stage;
 mod tally;
 pub mod test_file;

@@ -299,7 +299,7 @@ fn config(options: &Options, plan: &SizePlan, dir: PathBuf) -> Config {
 }
 
 /// Keys as a serving engine makes them: one scope, 32 bytes of hash.
-fn keys(scope: &Arc<Scope>, seed: u64, numbers: Range<u64>) -> Result<Vec<ObjectKey>> {
+pub(crate) fn keys(scope: &Arc<Scope>, seed: u64, numbers: Range<u64>) -> Result<Vec<ObjectKey>> {
     let key = |number| {
         let mut hash = [0; 32];
         for (part, bytes) in hash.chunks_exact_mut(8).enumerate() {

@@ -108,6 +108,25 @@ pub(crate) fn printable(name: &str) -> String {
     })
 }
 
+/// Breaks text between words into lines of `width`; the first begins, and the others are indented, at `indent`.
+pub(crate) fn wrap(text: &str, width: usize, indent: usize) -> String {
+    let room = width.saturating_sub(indent);
+    let (mut out, mut used) = (String::with_capacity(text.len()), 0);
+    for word in text.split(' ') {
+        let len = word.chars().count();
+        if used > 0 && used + 1 + len > room {
+            let _ = write!(out, "\n{:indent$}", "");
+            used = 0;
+        } else if used > 0 {
+            out.push(' ');
+            used += 1;
+        }
+        out.push_str(word);
+        used += len;
+    }
+    out
+}
+
 /// A table without lines: the first `texts` columns are text, the others figures.
 pub(crate) struct Columns {
     table: Table,
@@ -176,6 +195,14 @@ mod tests {
         assert_eq!((plural(1, "object"), plural(2000, "object")), ("1 object".into(), "2,000 objects".into()));
         assert_eq!((plural(1, "entry"), plural(0, "entry")), ("1 entry".into(), "0 entries".into()));
         assert_eq!(printable("a\x1b[31m\nb é"), "a\\u{1b}[31m\\nb é");
+    }
+
+    #[test]
+    fn long_text_goes_on_below() {
+        assert_eq!(wrap("one two three", 80, 4), "one two three");
+        assert_eq!(wrap("one two three", 12, 4), "one two\n    three");
+        assert_eq!(wrap("a longer_than_the_line b", 10, 2), "a\n  longer_than_the_line\n  b");
+        assert_eq!(wrap("", 10, 2), "");
     }
 
     #[test]

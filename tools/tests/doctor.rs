@@ -9,7 +9,7 @@ use common::{saltern, temp_dir};
 #[test]
 fn every_item_has_a_line_and_nothing_stays() {
     let dir = temp_dir();
-    let text = saltern(dir.path(), &["doctor", "."]);
+    let text = saltern(dir.path(), &["doctor", "--quick", "."]);
     let json = saltern(dir.path(), &["doctor", ".", "--json", "-"]);
     assert_eq!((text.code, json.code), (0, 0), "{}{}", text.stdout, text.stderr);
     let report = json.json();
@@ -23,9 +23,12 @@ fn every_item_has_a_line_and_nothing_stays() {
         "huge pages",
         "file system",
         "O_DIRECT",
+        "user attributes",
+        "write zeroes",
         "free space",
         "open files",
         "CPUs",
+        "shards",
         "engine",
     ] {
         assert!(items.contains(&item), "{item} is missing in {items:?}");
@@ -35,10 +38,30 @@ fn every_item_has_a_line_and_nothing_stays() {
         assert!(["ok", "note", "warn"].contains(&status) && !value.is_empty(), "{check}");
         assert_eq!(check["advice"].is_string(), status != "ok", "{check}");
     }
-    let lines: Vec<_> = text.stdout.lines().skip(1).collect();
+    let starts_item = |line: &&str| ["ok ", "note ", "warn "].iter().any(|word| line.starts_with(word));
+    let lines: Vec<_> = text.stdout.lines().skip(1).filter(starts_item).collect();
     assert_eq!(lines.len(), checks.len(), "{}", text.stdout);
     assert!(lines.iter().zip(&items).all(|(line, item)| line.contains(item)), "{}", text.stdout);
+    let too_long = |line: &&str| line.chars().count() > 80 && line.split_whitespace().count() > 1;
+    assert_eq!(text.stdout.lines().skip(1).find(too_long), None);
     assert!(!text.stdout.contains('\u{1b}'), "no colours into a pipe");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_number_of_shards_is_measured_unless_it_should_be_quick() {
+    let dir = temp_dir();
+    let measured = saltern(dir.path(), &["doctor", ".", "--json", "-"]).json();
+    let trials = measured["recommended"]["trials"].as_array().unwrap();
+    let tried: Vec<_> = trials.iter().map(|trial| trial["shards"].as_u64().unwrap()).collect();
+    assert!(tried.contains(&measured["recommended"]["shards"].as_u64().unwrap()), "{measured}");
+    let moves = |trial: &serde_json::Value| {
+        ["store_mib_per_s", "load_mib_per_s"].iter().all(|rate| trial[rate].as_f64().unwrap() > 0.0)
+    };
+    assert!(tried[0] == 1 && trials.iter().all(moves), "{measured}");
+    let guessed = saltern(dir.path(), &["doctor", ".", "--quick", "--json", "-"]).json();
+    assert!(guessed["recommended"]["trials"].as_array().unwrap().is_empty(), "{guessed}");
+    assert!(guessed["recommended"]["shards"].as_u64().unwrap() >= 1, "{guessed}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 

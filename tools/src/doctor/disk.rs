@@ -22,7 +22,12 @@ pub(super) fn checks(dir: &Path) -> Vec<Check> {
     let mount = fs::read_to_string("/proc/self/mountinfo").ok().and_then(|table| Mount::find(&table, dir));
     let mut checks = match probe::directory(dir) {
         Ok(volume) => {
-            vec![file_system(&volume.file_system, mount.as_ref()), direct_io(&volume)]
+            vec![
+                file_system(&volume.file_system, mount.as_ref()),
+                direct_io(&volume),
+                attributes(&volume),
+                write_zeroes(&volume),
+            ]
         }
         Err(error) => {
             let advice = "an engine has to be able to create files here; mount it writable, or change its owner";
@@ -67,6 +72,26 @@ fn direct_io(volume: &saltern::VolumeStatus) -> Check {
         return Check::new(Status::Note, DIRECT_IO, value, advice);
     }
     Check::ok(DIRECT_IO, value)
+}
+
+fn attributes(volume: &saltern::VolumeStatus) -> Check {
+    const ITEM: &str = "user attributes";
+    if volume.user_attributes {
+        return Check::ok(ITEM, "taken: objects have checksums");
+    }
+    let advice = "integrity is off here, so wrong bytes are not noticed: choose ext4 or xfs";
+    Check::new(Status::Warn, ITEM, "not taken by this file system", advice)
+}
+
+fn write_zeroes(volume: &saltern::VolumeStatus) -> Check {
+    const ITEM: &str = "write zeroes";
+    if volume.write_zeroes {
+        let advice =
+            "`write_zeroes` in the engine's configuration may make new files cheaper: compare with `saltern bench`";
+        return Check::new(Status::Note, ITEM, "FALLOC_FL_WRITE_ZEROES works", advice);
+    }
+    // Nothing that anybody can change, and what the engine is measured on.
+    Check::ok(ITEM, "FALLOC_FL_WRITE_ZEROES does not work here; not needed")
 }
 
 /// The block device, where there is one under the directory.

@@ -2,25 +2,38 @@
 //! item. Changes nothing that stays.
 
 mod disk;
+mod shards;
 mod system;
 
 use std::path::PathBuf;
 
 use serde::Serialize;
 
+use self::shards::Recommendation;
+
 use crate::failure::{Failure, Outcome};
 use crate::human;
 use crate::output::{JsonArgs, stdout_wants_color};
+use crate::signals::cancel_flag;
+
+/// Lines are no longer than this, as far as words allow.
+const WIDTH: usize = 80;
 
 /// Arguments.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
+The number of shards is measured: for about two seconds 64 MiB of objects are stored, displaced and loaded in a scratch directory \
+saltern-bench-XXXXXX, which is removed. Twice the shards have to gain a tenth to be recommended.
+
 Exit codes: 0 an engine works here (warnings say what makes it slow); 1 the directory cannot be read; 2 wrong usage; \
 3 an engine does not work here.")]
 pub(crate) struct Args {
     /// The directory that an engine is to use
     #[arg(default_value = ".")]
     dir: PathBuf,
+    /// Do not measure: the number of shards is guessed from the CPUs
+    #[arg(long)]
+    quick: bool,
     #[command(flatten)]
     json: JsonArgs,
 }
@@ -87,6 +100,7 @@ struct Diagnosis {
     dir: String,
     /// The worst of the checks.
     status: Status,
+    recommended: Recommendation,
     checks: Vec<Check>,
 }
 
@@ -95,15 +109,19 @@ pub(crate) fn run(args: &Args) -> Result<Outcome, Failure> {
     std::fs::read_dir(&dir).map_err(|error| Failure::directory(&dir, &error))?;
     let mut checks = system::checks();
     checks.extend(disk::checks(&dir));
-    checks.push(would_use(&checks));
+    // Where an engine does not work, nothing can be measured.
+    let works = checks.iter().all(|check| check.status != Status::Fail);
+    let (recommended, more) = shards::recommend(&dir, works && !args.quick, &*cancel_flag()?)?;
+    checks.extend(more);
+    checks.push(would_use(&checks, recommended.shards));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
-    let diagnosis = Diagnosis { schema: 1, dir: dir.display().to_string(), status, checks };
+    let diagnosis = Diagnosis { schema: 1, dir: dir.display().to_string(), status, recommended, checks };
     args.json.finish(&diagnosis, || render(&diagnosis))?;
     Ok(if status == Status::Fail { Outcome::Problems } else { Outcome::Clean })
 }
 
 /// What all of this comes to.
-fn would_use(checks: &[Check]) -> Check {
+fn would_use(checks: &[Check], shards: usize) -> Check {
     const ITEM: &str = "engine";
     let find = |item| checks.iter().find(|check| check.item == item);
     let is_good = |item| find(item).is_some_and(|check| check.status <= Status::Note);
@@ -112,19 +130,22 @@ fn would_use(checks: &[Check]) -> Check {
     }
     let direct = if is_good(disk::DIRECT_IO) { "O_DIRECT" } else { "buffered I/O" };
     let buffers = if is_good(system::MEMLOCK) { "fixed buffers" } else { "plain buffers, if the pool passes memlock" };
-    let shards = system::recommended_shards();
     Check::ok(ITEM, format!("would use {direct}, {buffers}, {}", human::plural(shards as u64, "shard")))
 }
 
 fn render(diagnosis: &Diagnosis) -> String {
     let with_color = stdout_wants_color();
     let items = diagnosis.checks.iter().map(|check| check.item.len()).max().unwrap_or(0);
+    let indent = 4 + 2 + items + 2;
     let mut out = format!("{}\n", human::printable(&diagnosis.dir));
     for Check { status, item, value, advice } in &diagnosis.checks {
         let word = format!("{:<4}", status.word());
         let word = if with_color { format!("\x1b[{}m{word}\x1b[0m", status.color()) } else { word };
-        let advice = advice.as_ref().map_or_else(String::new, |advice| format!("; {advice}"));
-        out.push_str(&format!("{word}  {item:<items$}  {}{advice}\n", human::printable(value)));
+        let value = human::wrap(&human::printable(value), WIDTH, indent);
+        out.push_str(&format!("{word}  {item:<items$}  {value}\n"));
+        if let Some(advice) = advice {
+            out.push_str(&format!("{:indent$}{}\n", "", human::wrap(&human::printable(advice), WIDTH, indent)));
+        }
     }
     out
 }

@@ -24,13 +24,8 @@ const CAP_IPC_LOCK: u32 = 14;
 
 pub(super) fn checks() -> Vec<Check> {
     let mut checks = ring();
-    checks.extend([memlock(), huge_pages(), open_files(), cpus()]);
+    checks.extend([memlock(), huge_pages(), open_files()]);
     checks
-}
-
-/// Shards that use this machine well: a CPU is left to the host for each.
-pub(super) fn recommended_shards() -> usize {
-    (machine::cores() / 2).clamp(1, 4)
 }
 
 fn ring() -> Vec<Check> {
@@ -125,17 +120,7 @@ fn open_files() -> Check {
     }
 }
 
-fn cpus() -> Check {
-    let cores = machine::cores();
-    let value = format!("{} for this process", human::plural(cores as u64, "CPU"));
-    let shards = human::plural(recommended_shards() as u64, "shard");
-    match cores {
-        1 => Check::new(Status::Warn, "CPUs", value, "the shard and its host share one CPU; give the process two"),
-        _ => Check::ok("CPUs", format!("{value}, enough for {shards}")),
-    }
-}
-
 /// A file of the kernel's, without blanks around it.
-fn read(path: &str) -> Option<String> {
+pub(super) fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
