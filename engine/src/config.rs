@@ -108,6 +108,9 @@ pub struct Config {
     /// Bytes of the file system that stay free: below, spares are given back first, then stores are refused as `Full`.
     /// Default: a hundredth of the file system, at most 1 GiB.
     pub min_free_bytes: Option<u64>,
+    /// Give new files their blocks by FALLOC_FL_WRITE_ZEROES (Linux 6.17), where the device can: what is written then is an overwrite,
+    /// which no worker thread has to make. `status` says whether it is done. Default false: not tried on such a device so far.
+    pub write_zeroes: bool,
     /// Most descriptors of objects kept open in the whole engine. Default: a quarter of RLIMIT_NOFILE, at most 8,192.
     pub open_files: Option<usize>,
     /// Overwrite files before the rename that took their name away is durable. Loses data in a power cut; exists so
@@ -147,6 +150,7 @@ impl Config {
             integrity: Integrity::default(),
             spare_bytes: 1 << 30,
             min_free_bytes: None,
+            write_zeroes: false,
             open_files: None,
             skip_quarantine: false,
             scan_threads: 2,

@@ -344,6 +344,7 @@ impl Engine {
             queued_objects: core.queued.load(Ordering::Relaxed) as u64,
             shards,
             integrity: core.integrity,
+            write_zeroes: core.volume.writes_zeroes(),
             spares: SpareStatus {
                 is_on: core.volume.recycles(),
                 count: core.spare_count.load(Ordering::Relaxed),

@@ -39,6 +39,8 @@ pub struct Status {
     pub shards: Vec<ShardStatus>,
     /// Whether payloads have checksums; `off` where the file system has no user attributes.
     pub integrity: Integrity,
+    /// Whether new files get written blocks before they are written: configured, and the device can.
+    pub write_zeroes: bool,
     /// Files kept to be overwritten.
     pub spares: SpareStatus,
     /// The pool of host buffers.

@@ -25,7 +25,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::config::{Config, DirectIo};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
-use crate::medium::{Direct, Medium};
+use crate::medium::{Direct, Medium, write_zeroes};
 use crate::status::VolumeStatus;
 use crate::sys::{FileStat, stat_at, stat_fd};
 
@@ -56,6 +56,7 @@ pub(crate) struct Volume {
     temp: OwnedFd,
     spares: OwnedFd,
     recycles: bool,
+    writes_zeroes: bool,
     medium: Medium,
     lock: Flock<std::fs::File>,
     identity: (u64, u64),
@@ -110,6 +111,7 @@ impl Volume {
         Ok(Self {
             layout: config.layout,
             recycles: config.spare_bytes > 0 && RECYCLING.contains(&medium.file_system.as_str()),
+            writes_zeroes: config.write_zeroes && medium.writes_zeroes,
             path,
             dir,
             temp,
@@ -145,6 +147,11 @@ impl Volume {
     /// Whether files of deleted objects are kept to be overwritten.
     pub(crate) fn recycles(&self) -> bool {
         self.recycles
+    }
+
+    /// Whether new files get written blocks before they are written.
+    pub(crate) fn writes_zeroes(&self) -> bool {
+        self.writes_zeroes
     }
 
     /// Whether I/O bypasses the page cache.
@@ -241,10 +248,19 @@ impl Volume {
         }
     }
 
-    /// Makes an unfinished object.
-    pub(crate) fn create_temp(&self, temp: &str) -> Result<OwnedFd, Errno> {
+    /// Makes an unfinished object, which will have so many bytes.
+    pub(crate) fn create_temp(&self, temp: &str, bytes: u64) -> Result<OwnedFd, Errno> {
         let flags = self.io_flags() | OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
-        openat(&self.temp, temp, flags, FILE_MODE)
+        let fd = openat(&self.temp, temp, flags, FILE_MODE)?;
+        if self.writes_zeroes
+            && bytes > 0
+            && let Err(errno @ (Errno::ENOSPC | Errno::EDQUOT)) = write_zeroes(fd.as_fd(), bytes)
+        {
+            // Any other error only means that the writes allocate.
+            let _ = unlinkat(&self.temp, temp, UnlinkatFlags::NoRemoveDir);
+            return Err(errno);
+        }
+        Ok(fd)
     }
 
     fn holding<'a>(&self, holding: &'a Holding) -> (BorrowedFd<'_>, &'a str) {

@@ -148,7 +148,7 @@ impl Shard {
         self.check_room(bytes)?;
         let temp = self.next_name();
         loop {
-            match self.core.volume.create_temp(&temp) {
+            match self.core.volume.create_temp(&temp, bytes) {
                 Ok(fd) => return Ok((Holding::Temp(temp), 0, Rc::new(fd))),
                 Err(Errno::EMFILE | Errno::ENFILE) if self.descriptors.give_back() => {}
                 Err(errno) => return Err(self.disk_error("create", &temp, errno, bytes)),

@@ -13,6 +13,7 @@ mod recovery;
 mod recycling;
 mod tickets;
 mod volume;
+mod zeroes;
 
 use saltern_tests::Scratch;
 

@@ -79,7 +79,7 @@ fn measured(trials: &[Trial]) -> (Recommendation, Check) {
     let size = human::size(shards::OBJECT_BYTES as u64);
     let figures = |trial: &Trial| {
         let (stored, loaded) = (human::figure(mib(trial.displaced_per_s)), human::figure(mib(trial.loaded_per_s)));
-        format!("with {} {stored} MiB/s stored, {loaded} loaded", trial.shards)
+        format!("with {}: {stored} MiB/s stored, {loaded} loaded", trial.shards)
     };
     let figures = trials.iter().map(figures).collect::<Vec<_>>().join("; ");
     let value = format!("{shards}; of {size} objects {figures}");
@@ -190,7 +190,11 @@ mod tests {
         };
         let (recommendation, check) = measured(&[trial(1, 1000.0), trial(2, 1500.0)]);
         assert_eq!((recommendation.shards, recommendation.trials.len()), (2, 2));
-        assert!(check.value.contains("with 1 1,000 MiB/s stored, 2,000 loaded; with 2 1,500 MiB/s"), "{}", check.value);
+        assert!(
+            check.value.contains("with 1: 1,000 MiB/s stored, 2,000 loaded; with 2: 1,500 MiB/s"),
+            "{}",
+            check.value
+        );
         let (recommendation, check) = guessed(6, "why");
         assert_eq!((recommendation.shards, check.status), (3, Status::Note));
     }
