@@ -51,6 +51,22 @@ pub enum DirectIo {
     Off,
 }
 
+/// Whether the device's I/O scheduler is told that loads go before stores. The engine orders its own requests in any case; this is for
+/// what waits in the scheduler, and for other processes. `status` says whether it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum IoPriority {
+    /// Stores get the lowest best-effort level, where the scheduler knows levels (`bfq`).
+    #[default]
+    Auto,
+    /// Stores get the idle class, where the scheduler knows classes (`bfq`, `mq-deadline`): they wait while anybody else has
+    /// requests for the device, on `mq-deadline` up to its `prio_aging_expire` (10 s). Keep their deadline above that.
+    StoresIdle,
+    /// Never.
+    Off,
+}
+
 /// Everything that [`crate::Engine::open`] can be told. [`Config::new`] fills in the defaults.
 ///
 /// ```
@@ -108,6 +124,8 @@ pub struct Config {
     /// Bytes of the file system that stay free: below, spares are given back first, then stores are refused as `Full`.
     /// Default: a hundredth of the file system, at most 1 GiB.
     pub min_free_bytes: Option<u64>,
+    /// Whether the device's I/O scheduler is told that loads go before stores. Default [`IoPriority::Auto`].
+    pub io_priority: IoPriority,
     /// Give new files their blocks by FALLOC_FL_WRITE_ZEROES (Linux 6.17), where the device can: what is written then is an overwrite,
     /// which no worker thread has to make. `status` says whether it is done. Default false: not tried on such a device so far.
     pub write_zeroes: bool,
@@ -150,6 +168,7 @@ impl Config {
             integrity: Integrity::default(),
             spare_bytes: 1 << 30,
             min_free_bytes: None,
+            io_priority: IoPriority::Auto,
             write_zeroes: false,
             open_files: None,
             skip_quarantine: false,

@@ -27,7 +27,7 @@ mod ticket;
 mod volume;
 mod watchdog;
 
-pub use config::{Config, DEPTH_RANGE, DirectIo, Durability, SEGMENT_BYTES_RANGE, SHARDS_MAX};
+pub use config::{Config, DEPTH_RANGE, DirectIo, Durability, IoPriority, SEGMENT_BYTES_RANGE, SHARDS_MAX};
 pub use engine::{Class, Engine};
 pub use error::{Error, Result};
 pub use events::{EVENT_BATCH_MAX, EVENT_QUEUE_MAX, Event, EventKind, Listener};

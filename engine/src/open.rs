@@ -146,6 +146,7 @@ fn start_shards(engine: &mut Engine) -> Result<()> {
                         cpu: pinned.map(|cpu| cpu as u32),
                         ring: shard.ring().features().to_vec(),
                         fixed_buffers: shard.ring().buffers().means(),
+                        io_priority: shard.ring().has_priorities(),
                         is_running: true,
                     }));
                     if let Err(error) = shard.run() {

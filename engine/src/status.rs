@@ -82,6 +82,8 @@ pub struct ShardStatus {
     pub ring: Vec<&'static str>,
     /// Whether reads and writes use registered buffers; `cloned` where one registration serves all rings.
     pub fixed_buffers: &'static str,
+    /// Whether its requests tell the device's scheduler that loads go before stores.
+    pub io_priority: bool,
     /// Whether its thread runs.
     pub is_running: bool,
 }

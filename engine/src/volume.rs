@@ -154,6 +154,11 @@ impl Volume {
         self.writes_zeroes
     }
 
+    /// The device's I/O scheduler.
+    pub(crate) fn scheduler(&self) -> Option<&str> {
+        self.medium.scheduler.as_deref()
+    }
+
     /// Whether I/O bypasses the page cache.
     pub(crate) fn is_direct(&self) -> bool {
         self.medium.direct.is_on

@@ -14,6 +14,7 @@
 
 mod buffers;
 mod build;
+mod priority;
 mod slots;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -30,6 +31,7 @@ use crate::mem::Span;
 pub(crate) use buffers::{BufferRegistry, FixedBuffers};
 pub use build::RingReport;
 pub(crate) use build::report;
+pub(crate) use priority::Priorities;
 use slots::{InFlight, Slots};
 
 /// What a request does.
@@ -83,6 +85,7 @@ pub(crate) struct Ring {
     /// What a continued transfer's offset has to be a multiple of.
     align: usize,
     buffers: FixedBuffers,
+    priorities: Priorities,
     wake: Arc<EventFd>,
     /// Where the kernel writes the wake-up counter; boxed, so that it stays where it is.
     wake_count: Box<u64>,
@@ -105,6 +108,7 @@ impl Ring {
             slots: Slots::new(depth),
             align,
             buffers: FixedBuffers::none(),
+            priorities: Priorities::default(),
             wake,
             wake_count: Box::new(0),
             wake_armed: false,
@@ -165,16 +169,20 @@ impl Ring {
             (Op::SyncData, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
             (Op::SyncAll, _) => opcode::Fsync::new(fd).build(),
             (op, Some(span)) => {
-                let rest = &flight.rest(span);
+                let (rest, ioprio) = (&flight.rest(span), self.priorities.of(op));
                 match (op, flight.fixed) {
                     (Op::Read, Some(index)) => {
-                        opcode::ReadFixed::new(fd, rest.ptr, rest.len, index).offset(rest.offset).build()
+                        let read = opcode::ReadFixed::new(fd, rest.ptr, rest.len, index);
+                        read.offset(rest.offset).ioprio(ioprio).build()
                     }
-                    (Op::Read, None) => opcode::Read::new(fd, rest.ptr, rest.len).offset(rest.offset).build(),
+                    (Op::Read, None) => {
+                        opcode::Read::new(fd, rest.ptr, rest.len).offset(rest.offset).ioprio(ioprio).build()
+                    }
                     (_, Some(index)) => {
-                        opcode::WriteFixed::new(fd, rest.ptr, rest.len, index).offset(rest.offset).build()
+                        let write = opcode::WriteFixed::new(fd, rest.ptr, rest.len, index);
+                        write.offset(rest.offset).ioprio(ioprio).build()
                     }
-                    (_, None) => opcode::Write::new(fd, rest.ptr, rest.len).offset(rest.offset).build(),
+                    (_, None) => opcode::Write::new(fd, rest.ptr, rest.len).offset(rest.offset).ioprio(ioprio).build(),
                 }
             }
             (_, None) => opcode::Nop::new().build(),

@@ -34,7 +34,7 @@ use crate::key::ObjectKey;
 use crate::ledger::Deltas;
 use crate::mem::{Buffer, IoBuffer};
 use crate::report::{DeleteReport, LoadReport, StoreReport};
-use crate::ring::{Completion, Op, Request, Ring, Wait};
+use crate::ring::{Completion, Op, Priorities, Request, Ring, Wait};
 use crate::ticket::Part;
 pub(crate) use descriptors::reserve_descriptors;
 use descriptors::{Descriptors, open_files};
@@ -175,6 +175,9 @@ impl Shard {
         let mut ring = Ring::new(config.depth, grid.offset_align, core.mailboxes[me].wake.clone())?;
         ring.hold(volume.lock_fd())?;
         ring.adopt(&core.registry);
+        if let Some(priorities) = volume.scheduler().and_then(|name| Priorities::choose(config.io_priority, name)) {
+            ring.prioritize(priorities)?;
+        }
         let bounce = (0..BOUNCE_BUFFERS)
             .map(|_| core.pool.alloc(config.segment_bytes).map(|buffer| IoBuffer::new(buffer.into())))
             .collect::<Result<_>>()?;

@@ -9,6 +9,7 @@ mod gate;
 mod limits;
 mod model;
 mod pins;
+mod priorities;
 mod recovery;
 mod recycling;
 mod tickets;
