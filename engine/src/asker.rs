@@ -1,5 +1,5 @@
-//! Lookups that have to ask the disk, on a thread of their own: the index did not know the key, and the scan of the
-//! directory is not complete. A disk that hangs holds up this thread, not the callers: their deadline answers.
+//! Lookups that have to ask the disk, on a thread of their own: the index did not know the key, and is not whole (the scan
+//! runs still, or other programs write to the directory). A disk that hangs holds up this thread, not the callers: their deadline answers.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use crate::core::{Core, Queued};
 use crate::error::{Error, Result};
+use crate::index::hash_of;
 use crate::key::ObjectKey;
 use crate::report::LookupReport;
 use crate::ticket::Part;
@@ -59,16 +60,26 @@ impl Asker {
     }
 }
 
+/// Enters the key, if the disk has it; remembers it for a moment, if not.
+fn look_up(core: &Core, key: &ObjectKey, name: &str) -> Result<()> {
+    let hash = hash_of(key);
+    // Looked at before the key is resolved: what is nowhere leaves no trace in index and ledger, whatever its salt.
+    if core.look(name)?.is_none() && !core.latent.contains(hash) {
+        core.absent.remember(hash);
+        return Ok(());
+    }
+    core.ask_disk(&core.index.keyed(key, &core.ledger), name)
+}
+
 fn serve(core: &Core, receiver: &Receiver<Ask>) {
     for Ask { key, part, _queued } in receiver {
         if part.is_expired() {
             continue;
         }
-        if let Ok(name) = core.config.layout.encode(&key) {
-            let keyed = core.index.keyed(&key, &core.ledger);
-            if let Err(error) = core.ask_disk(&keyed, &name) {
-                tracing::warn!(%key, %error, "a lookup could not ask the disk; it is a miss");
-            }
+        if let Ok(name) = core.config.layout.encode(&key)
+            && let Err(error) = look_up(core, &key, &name)
+        {
+            tracing::warn!(%key, %error, "a lookup could not ask the disk; it is a miss");
         }
         let size = core.index.lookup_and_pin(std::slice::from_ref(&key), core.config.pin_lease)[0];
         core.count_lookups(&[size]);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::integrity::Integrity;
 use crate::layout::Layout;
+use crate::steps::Steps;
 
 /// Smallest and largest segment: a whole number of any device's blocks, and what one request carries well.
 pub const SEGMENT_BYTES_RANGE: (usize, usize) = (64 << 10, 8 << 20);
@@ -65,6 +66,29 @@ pub enum IoPriority {
     StoresIdle,
     /// Never.
     Off,
+}
+
+/// How the index learns what the directory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Discovery {
+    /// By a scan at open. After it, what the index lacks does not exist: nobody else writes to the directory.
+    #[default]
+    Scan,
+    /// By a scan, and by asking the disk for each key that the index lacks: other programs may write to the directory.
+    ScanAndAsk,
+    /// By asking the disk alone. The pass over the directory at open only counts what is there, so that usage and
+    /// capacity are right; listeners hear of an object when somebody has asked for it, and a quarter of the memory is
+    /// needed. Where the host evicts, objects that nobody asks for are never evicted: use `ScanAndAsk` there.
+    Ask,
+}
+
+impl Discovery {
+    /// Whether a key that the index lacks may be on disk, even after the pass over the directory.
+    pub fn asks(self) -> bool {
+        self != Self::Scan
+    }
 }
 
 /// Everything that [`crate::Engine::open`] can be told. [`Config::new`] fills in the defaults.
@@ -131,6 +155,18 @@ pub struct Config {
     pub write_zeroes: bool,
     /// Most descriptors of objects kept open in the whole engine. Default: a quarter of RLIMIT_NOFILE, at most 8,192.
     pub open_files: Option<usize>,
+    /// How the index learns what the directory holds. Default [`Discovery::Scan`].
+    pub discovery: Discovery,
+    /// How long a lookup remembers that the disk does not have a key, where the disk is asked; zero asks each time. A
+    /// file that another program makes is found after this time at the latest. Default 1 s.
+    pub absent_ttl: Duration,
+    /// Whether objects stay at close. If not, the files of what this engine has stored since it was opened are removed, and
+    /// those kept to be overwritten; what it has found stays. Default true.
+    pub persist: bool,
+    /// Called where operations on one key can meet, for tests of those races.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub steps: Steps,
     /// Overwrite files before the rename that took their name away is durable. Loses data in a power cut; exists so
     /// that the tests can show that they would notice.
     #[doc(hidden)]
@@ -171,6 +207,10 @@ impl Config {
             io_priority: IoPriority::Auto,
             write_zeroes: false,
             open_files: None,
+            discovery: Discovery::Scan,
+            absent_ttl: Duration::from_secs(1),
+            persist: true,
+            steps: Steps::default(),
             skip_quarantine: false,
             scan_threads: 2,
             lock_wait: Duration::from_secs(10),

@@ -5,17 +5,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::absent::Absent;
 use crate::completion::CompletionFds;
 use crate::config::Config;
 use crate::counts::Counts;
+use crate::discover::{Discover, Look};
 use crate::error::{Error, Result};
 use crate::events::Hub;
 use crate::index::{Index, Keyed};
 use crate::integrity::Integrity;
-use crate::ledger::{Deltas, Ledger};
+use crate::latent::Latent;
+use crate::ledger::Ledger;
 use crate::mem::Pool;
 use crate::ring::BufferRegistry;
-use crate::scan::{Recovery, enter};
+use crate::scan::Recovery;
 use crate::shard::{Command, Mailbox, StoreOp};
 use crate::status::ShardStatus;
 use crate::volume::Volume;
@@ -26,6 +29,10 @@ pub(crate) struct Core {
     pub(crate) volume: Volume,
     pub(crate) index: Arc<Index>,
     pub(crate) ledger: Ledger,
+    /// What is counted, but not in the index.
+    pub(crate) latent: Latent,
+    /// What lookups have found not to be on disk.
+    pub(crate) absent: Absent,
     pub(crate) hub: Arc<Hub>,
     pub(crate) recovery: Recovery,
     pub(crate) completion: Arc<CompletionFds>,
@@ -86,18 +93,25 @@ impl Core {
         keyed.home(self.mailboxes.len())
     }
 
+    /// Whether what the index lacks does not exist: the scan is complete, and nobody else writes to the directory.
+    pub(crate) fn index_is_whole(&self) -> bool {
+        !self.config.discovery.asks() && self.recovery.is_complete()
+    }
+
+    /// What discoveries are entered into.
+    pub(crate) fn discover(&self) -> Discover<'_> {
+        Discover { index: &self.index, ledger: &self.ledger, latent: &self.latent, steps: &self.config.steps }
+    }
+
     /// Asks the disk for an object that the index lacks, and enters it.
     pub(crate) fn ask_disk(&self, keyed: &Keyed, name: &str) -> Result<()> {
-        let look = || {
-            let stat = self.volume.stat(name).map_err(|errno| Error::io("statx", name, errno))?;
-            Ok(stat.map(|stat| (stat.bytes, stat.modified_ns)))
-        };
-        if let Some(bytes) = enter(&self.index, keyed, look)? {
-            let mut deltas = Deltas::new();
-            deltas.recovered(keyed.salt, bytes);
-            self.ledger.apply(&deltas);
-        }
-        Ok(())
+        self.discover().enter(keyed, || self.look(name)).map(drop)
+    }
+
+    /// Size and time of an object's file.
+    pub(crate) fn look(&self, name: &str) -> Result<Look> {
+        let stat = self.volume.stat(name).map_err(|errno| Error::io("statx", name, errno))?;
+        Ok(stat.map(|stat| (stat.bytes, stat.modified_ns)))
     }
 
     /// Hands the deferred stores to their shards.

@@ -12,8 +12,9 @@ use crate::config::Config;
 use crate::core::{Core, Queued};
 use crate::error::{Error, Result};
 use crate::events::Listener;
-use crate::index::BeginStore;
+use crate::index::{BeginStore, hash_of};
 use crate::key::ObjectKey;
+use crate::leave::take_away;
 use crate::ledger::AdapterUsage;
 use crate::mem::{Buffer, Pool};
 use crate::open::Opener;
@@ -21,6 +22,7 @@ use crate::report::{DeleteReport, LoadReport, LookupReport, StoreReport};
 use crate::scan::RecoveryReport;
 use crate::shard::{Command, DeleteOp, LoadOp, StoreOp};
 use crate::status::{SpareStatus, Status};
+use crate::steps::Step;
 use crate::ticket::{Part, Report, Ticket, open_batch};
 use crate::watchdog::{Line, Watchdog};
 
@@ -116,13 +118,13 @@ impl Engine {
         let core = &self.core;
         let mut admitted = core.admit(count);
         // While the scan runs, what is used is not known: stores under a capacity wait for it.
-        let recovered = core.recovery.is_complete();
-        let defer = !recovered && core.config.capacity_bytes.is_some();
+        let defer = !core.recovery.is_complete() && core.config.capacity_bytes.is_some();
+        let whole = core.index_is_whole();
         let mut touched = 0;
         for ((key, buffer), part) in batch.into_iter().zip(parts) {
             match &mut admitted {
                 Ok(place) => {
-                    let op = self.name_store(&key, buffer, part, place(), !recovered);
+                    let op = self.name_store(&key, buffer, part, place(), !whole);
                     touched |= op.map_or(0, |op| self.begin_store(op, defer));
                 }
                 Err(error) => drop(part.answer((Err(error.clone()), Some(buffer)))),
@@ -185,6 +187,7 @@ impl Engine {
             BeginStore::New => match core.ledger.reserve(op.keyed.salt, bytes) {
                 Ok(()) => {
                     op.claimed = true;
+                    core.config.steps.at(Step::Reserved, &op.keyed.key);
                     core.mailboxes[home].push(Command::Store(op));
                 }
                 Err(room) => {
@@ -200,15 +203,16 @@ impl Engine {
 
     /// Looks keys up, and pins what is found: until `unpin`, or until the lease ends, it is not deleted.
     ///
-    /// Answers from memory, without waiting behind I/O; while the scan runs, keys that the index lacks are asked of the
-    /// disk. A key that has no valid file name is a miss.
+    /// Answers from memory, without waiting behind I/O; while the scan runs, and always where other programs write to the
+    /// directory ([`Config::discovery`]), keys that the index lacks are asked of the disk, on a thread of their own. A key
+    /// that has no valid file name is a miss.
     pub fn lookup_and_pin(&self, keys: &[ObjectKey]) -> Ticket<LookupReport> {
         let core = &self.core;
-        // Before the index is asked: what it lacks after the scan does not exist.
-        let recovered = core.recovery.is_complete();
+        // Before the index is asked: what it lacks then does not exist.
+        let whole = core.index_is_whole();
         let sizes = core.index.lookup_and_pin(keys, core.config.pin_lease);
-        let hits = sizes.iter().flatten().count();
-        if recovered || hits == keys.len() || core.closing.load(Ordering::Acquire) {
+        let is_known = |(key, size): (&ObjectKey, &Option<u64>)| size.is_some() || core.absent.knows(hash_of(key));
+        if whole || core.closing.load(Ordering::Acquire) || keys.iter().zip(&sizes).all(is_known) {
             core.count_lookups(&sizes);
             Signal::to(&core.completion.lookup).note();
             core.completion.lookup.flush();
@@ -225,7 +229,7 @@ impl Engine {
         let mut admitted = core.admit(keys.len()).ok();
         for ((key, size), part) in keys.iter().zip(sizes).zip(parts) {
             match (size, &mut admitted) {
-                (None, Some(place)) => {
+                (None, Some(place)) if !core.absent.knows(hash_of(key)) => {
                     let ask = Ask { key: key.clone(), part, _queued: place() };
                     if let Err(error) = self.asker.ask(core, ask) {
                         tracing::error!(%error, "a lookup could not be handed to its thread; it is a miss");
@@ -337,6 +341,7 @@ impl Engine {
             durability: core.config.durability,
             recovered: core.recovery.is_complete(),
             objects: core.index.objects(),
+            latent_objects: core.latent.objects(),
             used_bytes,
             reserved_bytes,
             capacity_bytes: core.ledger.capacity_bytes(),
@@ -423,6 +428,9 @@ impl Engine {
             }
         }
         self.asker.close();
+        if !core.config.persist {
+            take_away(core);
+        }
         self.core.completion.flush();
         self.core.hub.close();
         self.watchdog.stop();

@@ -50,6 +50,16 @@ impl Keyed {
     pub(crate) fn home(&self, shards: usize) -> usize {
         (self.hash >> HOME_SHIFT) as usize % shards
     }
+
+    /// As [`hash_of`].
+    pub(crate) fn hash(&self) -> u64 {
+        self.hash
+    }
+}
+
+/// The hash that stands for a key in this process.
+pub(crate) fn hash_of(key: &ObjectKey) -> u64 {
+    key.chunk_hash().hash64(key.scope().hash64())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,7 +224,7 @@ impl Index {
             // The known scope, so that all keys of it share one.
             key: ObjectKey::from_parts(known.scope.clone(), key.chunk_hash().clone()),
             salt: known.salt,
-            hash: key.chunk_hash().hash64(key.scope().hash64()),
+            hash: hash_of(key),
             scope,
         }
     }
@@ -240,7 +250,7 @@ impl Index {
                         id
                     }
                 }?;
-                let hash = key.chunk_hash().hash64(key.scope().hash64());
+                let hash = hash_of(key);
                 let mut partition = self.partition(hash);
                 let slot = partition.find(hash, id, key.chunk_hash())?;
                 let entry = &mut partition.entries[slot as usize];
@@ -259,7 +269,7 @@ impl Index {
         let now = self.now_ticks();
         let released = keys.iter().filter(|key| {
             let Some(scope) = self.scope_id(key.scope()) else { return false };
-            let hash = key.chunk_hash().hash64(key.scope().hash64());
+            let hash = hash_of(key);
             let mut partition = self.partition(hash);
             let Some(slot) = partition.find(hash, scope, key.chunk_hash()) else { return false };
             let entry = &mut partition.entries[slot as usize];
@@ -381,9 +391,22 @@ impl Index {
         }
     }
 
-    /// To be taken before the disk is looked at, for `insert_recovered`.
-    pub(crate) fn epoch(&self, keyed: &Keyed) -> Epoch {
-        Epoch(self.partition(keyed.hash).epoch)
+    /// To be taken before the disk is looked at, for `insert_recovered` and `if_absent`; `None` when the key is known.
+    pub(crate) fn epoch_if_absent(&self, keyed: &Keyed) -> Option<Epoch> {
+        let mut partition = self.partition(keyed.hash);
+        if partition.get(keyed).is_some() { None } else { Some(Epoch(partition.epoch)) }
+    }
+
+    /// Calls `note` if the key is absent and nothing was removed since `seen`; no change of the key comes between.
+    pub(crate) fn if_absent<T>(&self, keyed: &Keyed, seen: Epoch, note: impl FnOnce() -> T) -> Result<T, Entered> {
+        let mut partition = self.partition(keyed.hash);
+        if partition.get(keyed).is_some() {
+            return Err(Entered::Known);
+        }
+        if partition.epoch != seen.0 {
+            return Err(Entered::Stale);
+        }
+        Ok(note())
     }
 
     /// Enters an object that was seen on disk.
@@ -412,7 +435,7 @@ impl Index {
         Entered::New
     }
 
-    /// Number of objects.
+    /// Number of objects in the index.
     pub(crate) fn objects(&self) -> u64 {
         self.objects.load(Ordering::Relaxed)
     }
@@ -436,6 +459,20 @@ pub(crate) struct Locked<'a> {
 }
 
 impl Locked<'_> {
+    /// The objects that were stored, not found.
+    pub(crate) fn own(&self) -> Vec<ObjectKey> {
+        let entries = self
+            .partitions
+            .iter()
+            .flat_map(|partition| partition.table.iter().map(|slot| &partition.entries[*slot as usize]));
+        let own = entries.filter(|entry| entry.state != State::Storing && !entry.recovered);
+        own.map(|entry| self.key(entry)).collect()
+    }
+
+    fn key(&self, entry: &Entry) -> ObjectKey {
+        ObjectKey::from_parts(self.index.scopes[entry.scope as usize].scope.clone(), entry.chunk.clone())
+    }
+
     /// Every object as an event, the least recently used first.
     pub(crate) fn snapshot(&self) -> Vec<Event> {
         let mut present: Vec<(u64, Event)> = Vec::with_capacity(self.index.objects() as usize);
@@ -447,8 +484,7 @@ impl Locked<'_> {
                     continue;
                 }
                 let kind = if entry.recovered { EventKind::Recovered } else { EventKind::Stored };
-                let scope = self.index.scopes[entry.scope as usize].scope.clone();
-                let key = ObjectKey::from_parts(scope, entry.chunk.clone());
+                let key = self.key(entry);
                 present.push((entry.used_ns, Event { kind, key, bytes: entry.bytes }));
             }
         }

@@ -1,17 +1,22 @@
 //! saltern: a local storage engine for the KV caches of LLM serving.
 
+mod absent;
+mod adapter;
 mod asker;
 mod completion;
 mod config;
 mod core;
 mod counts;
+mod discover;
 mod engine;
 mod error;
 mod events;
 mod index;
 mod integrity;
 mod key;
+mod latent;
 pub mod layout;
+mod leave;
 pub mod ledger;
 mod medium;
 mod mem;
@@ -22,12 +27,15 @@ mod ring;
 pub mod scan;
 mod shard;
 mod status;
+#[doc(hidden)]
+pub mod steps;
 mod sys;
 mod ticket;
 mod volume;
 mod watchdog;
 
-pub use config::{Config, DEPTH_RANGE, DirectIo, Durability, IoPriority, SEGMENT_BYTES_RANGE, SHARDS_MAX};
+pub use adapter::{Adapter, FsAdapter, NixlDynamicAdapter, Refused};
+pub use config::{Config, DEPTH_RANGE, DirectIo, Discovery, Durability, IoPriority, SEGMENT_BYTES_RANGE, SHARDS_MAX};
 pub use engine::{Class, Engine};
 pub use error::{Error, Result};
 pub use events::{EVENT_BATCH_MAX, EVENT_QUEUE_MAX, Event, EventKind, Listener};

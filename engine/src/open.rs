@@ -8,9 +8,10 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 
+use crate::absent::Absent;
 use crate::asker::Asker;
 use crate::completion::CompletionFds;
-use crate::config::Config;
+use crate::config::{Config, Discovery};
 use crate::core::Core;
 use crate::counts::Counts;
 use crate::engine::Engine;
@@ -18,10 +19,11 @@ use crate::error::{Error, Result};
 use crate::events::Hub;
 use crate::index::Index;
 use crate::integrity::Integrity;
+use crate::latent::Latent;
 use crate::ledger::Ledger;
 use crate::mem::Pool;
 use crate::ring::BufferRegistry;
-use crate::scan::{Recovery, RecoveryReport, recover};
+use crate::scan::{Recovery, RecoveryReport, Scan};
 use crate::shard::{Mailbox, Shard, reserve_descriptors};
 use crate::status::ShardStatus;
 use crate::volume::Volume;
@@ -64,9 +66,15 @@ impl Opener {
         let core = engine.core.clone();
         let unfinished = core.volume.remove_unfinished()?;
         let scan = move || {
-            let config = &core.config;
-            let Core { volume, index, ledger, recovery, .. } = &*core;
-            let mut report = recover(volume, config.layout, index, ledger, config.scan_threads, recovery, &*progress);
+            let Core { config, volume, index, recovery, .. } = &*core;
+            let scan = Scan {
+                volume,
+                layout: config.layout,
+                discover: core.discover(),
+                counts_only: config.discovery == Discovery::Ask,
+                threads: config.scan_threads,
+            };
+            let mut report = scan.run(recovery, &*progress);
             report.unfinished = unfinished;
             if let Some(error) = &report.error {
                 tracing::error!(error, "the scan ended early; what it did not see is asked of the disk");
@@ -110,6 +118,8 @@ fn start(config: Config) -> Result<Engine> {
         min_free_bytes: config.min_free_bytes.unwrap_or((disk_bytes / 100).min(MIN_FREE_DEFAULT_MAX)),
         mailboxes: (0..config.shards).map(|_| Mailbox::new()).collect::<Result<_>>()?,
         ledger: Ledger::new(config.capacity_bytes),
+        latent: Latent::default(),
+        absent: Absent::new(config.absent_ttl),
         index: Arc::new(Index::new(hub.clone())),
         hub,
         recovery: Recovery::default(),

@@ -25,7 +25,9 @@ pub struct Status {
     pub recovered: bool,
     /// Objects in the index.
     pub objects: u64,
-    /// Bytes of objects.
+    /// Objects that are counted, but not in the index: nobody has asked for them yet.
+    pub latent_objects: u64,
+    /// Bytes of objects, in the index or not.
     pub used_bytes: u64,
     /// Bytes reserved by stores in flight.
     pub reserved_bytes: u64,

@@ -193,16 +193,25 @@ impl Volume {
 
     /// Removes what unfinished stores have left; gives how many there were.
     pub(crate) fn remove_unfinished(&self) -> Result<u64> {
-        let at = |errno| Error::io("readdir", self.path.join(".saltern/tmp"), errno);
-        let mut listing = nix::dir::Dir::openat(&self.temp, ".", OPEN_DIR, Mode::empty()).map_err(at)?;
+        self.empty(self.temp.as_fd(), TEMP_DIR)
+    }
+
+    /// Removes all spares; gives how many there were.
+    pub(crate) fn remove_spares(&self) -> Result<u64> {
+        self.empty(self.spares.as_fd(), SPARES_DIR)
+    }
+
+    fn empty(&self, dir: BorrowedFd<'_>, name: &str) -> Result<u64> {
+        let at = |errno| Error::io("readdir", self.path.join(STATE_DIR).join(name), errno);
+        let mut listing = nix::dir::Dir::openat(dir, ".", OPEN_DIR, Mode::empty()).map_err(at)?;
         let mut removed = 0;
         for entry in listing.iter() {
             let entry = entry.map_err(at)?;
             let name = entry.file_name();
             if !matches!(name.to_bytes(), b"." | b"..") {
-                match unlinkat(&self.temp, name, UnlinkatFlags::NoRemoveDir) {
+                match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
                     Ok(()) => removed += 1,
-                    Err(errno) => tracing::warn!(?name, %errno, "could not remove an unfinished store"),
+                    Err(errno) => tracing::warn!(?name, %errno, "could not remove an unpublished file"),
                 }
             }
         }

@@ -19,7 +19,7 @@ use crate::layout::{Decoder, Layout};
 use crate::volume::{STATE_DIR, TEMP_DIR, open_dir};
 
 pub use recover::RecoveryReport;
-pub(crate) use recover::{Recovery, enter, recover};
+pub(crate) use recover::{Recovery, Scan};
 use walk::{Seen, Walk};
 
 /// Most foreign entries that a report names.

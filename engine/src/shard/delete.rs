@@ -10,6 +10,7 @@ use crate::core::Core;
 use crate::error::{Error, Result};
 use crate::index::Keyed;
 use crate::ring::Op;
+use crate::steps::Step;
 use crate::volume::Holding;
 
 impl Shard {
@@ -28,13 +29,14 @@ impl Shard {
 
     fn try_delete(&mut self, keyed: &Keyed, name: &str) -> Result<u64> {
         let mut begun = self.core.index.begin_delete(keyed);
-        if matches!(begun, Err(Error::NotFound)) && !self.core.recovery.is_complete() {
+        if matches!(begun, Err(Error::NotFound)) && !self.core.index_is_whole() {
             self.core.ask_disk(keyed, name)?;
             begun = self.core.index.begin_delete(keyed);
         }
         let bytes = begun?;
         match self.take_name_away(keyed, name) {
             Ok(()) | Err(Errno::ENOENT) => {
+                self.core.config.steps.at(Step::Removed, &keyed.key);
                 self.forget(keyed);
                 Ok(bytes)
             }

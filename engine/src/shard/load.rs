@@ -15,6 +15,7 @@ use crate::integrity::{Integrity, STAMP_BYTES, STAMP_NAME, Stamp, Sum};
 use crate::key::ObjectKey;
 use crate::mem::{Buffer, IoBuffer};
 use crate::report::LoadReport;
+use crate::steps::Step;
 use crate::sys::{get_attribute, stat_fd};
 use crate::ticket::Part;
 
@@ -60,6 +61,7 @@ impl Shard {
             self.core.counts.load_misses.add(1);
             return self.answers.push(Answer::Load(op.part, Err(Error::NotFound), Some(op.buffer)));
         };
+        self.core.config.steps.at(Step::Loading, &op.keyed.key);
         let (object_bytes, buffer_bytes) = (size, op.buffer.len() as u64);
         let padding = self.core.config.padding_bytes;
         let fits =
@@ -125,11 +127,11 @@ impl Shard {
         Ok(opened)
     }
 
-    /// The size of an object, which is kept from removal; asks the disk while the scan is not complete.
+    /// The size of an object, which is kept from removal; asks the disk while the index is not whole.
     fn find(&self, keyed: &Keyed, name: &str) -> Option<u64> {
-        let complete = self.core.recovery.is_complete();
+        let whole = self.core.index_is_whole();
         let found = self.core.index.begin_load(keyed);
-        if found.is_some() || complete {
+        if found.is_some() || whole {
             return found;
         }
         if let Err(error) = self.core.ask_disk(keyed, name) {

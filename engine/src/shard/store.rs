@@ -27,6 +27,7 @@ use crate::ledger::NoRoom;
 use crate::mem::{Buffer, IoBuffer};
 use crate::report::StoreReport;
 use crate::ring::Op;
+use crate::steps::Step;
 use crate::sys::{remove_attribute, set_attribute, stat_fd};
 use crate::ticket::Part;
 use crate::volume::{Holding, Parent};
@@ -88,7 +89,7 @@ impl Shard {
             return self.answers.push(Answer::Store(op.part, Err(Error::Closed), Some(op.buffer)));
         }
         if !op.claimed {
-            op.ask_disk = !self.core.recovery.is_complete();
+            op.ask_disk = !self.core.index_is_whole();
             match self.core.index.begin_store(&op.keyed) {
                 BeginStore::New => {}
                 BeginStore::Present => {
@@ -188,9 +189,14 @@ impl Shard {
         Ok(())
     }
 
-    /// While the scan runs, a claimed key may turn out to be on disk; its claim then becomes the object.
+    /// While the index is not whole, a claimed key may turn out to be on disk; its claim then becomes the object.
     fn is_on_disk(&mut self, keyed: &Keyed, name: &str, reserved: u64) -> bool {
-        let Ok(Some(stat)) = self.core.volume.stat(name) else { return false };
+        let stat = self.core.volume.stat(name);
+        // If it was counted, that ends here: it is not there, or counted again below.
+        if stat.is_ok() {
+            self.core.discover().forget(keyed);
+        }
+        let Ok(Some(stat)) = stat else { return false };
         self.core.index.commit_as_recovered(keyed, stat.bytes, stat.modified_ns);
         self.deltas.cancelled(keyed.salt, reserved);
         self.deltas.recovered(keyed.salt, stat.bytes);
@@ -309,6 +315,7 @@ impl Shard {
         let bytes = transfer.len as u64;
         let stamp = sum.map(|sum| Stamp::new(bytes, sum.finish()));
         self.descriptors.put(keyed.key.clone(), Opened { fd: transfer.fd, stamp });
+        self.core.config.steps.at(Step::Published, &keyed.key);
         self.core.index.commit_store(&keyed, bytes);
         self.deltas.stored(keyed.salt, bytes);
         self.core.counts.stores.add(1);
