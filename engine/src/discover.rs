@@ -73,13 +73,6 @@ impl Discover<'_> {
         outcome
     }
 
-    /// An object that was counted is not there any more.
-    pub(crate) fn forget(&self, keyed: &Keyed) {
-        if let Some(bytes) = self.latent.take(keyed.hash()) {
-            self.recount(keyed, bytes, 0);
-        }
-    }
-
     fn recount(&self, keyed: &Keyed, from: u64, to: u64) {
         if from != to {
             let mut deltas = Deltas::new();

@@ -124,8 +124,8 @@ impl Engine {
         for ((key, buffer), part) in batch.into_iter().zip(parts) {
             match &mut admitted {
                 Ok(place) => {
-                    let op = self.name_store(&key, buffer, part, place(), !whole);
-                    touched |= op.map_or(0, |op| self.begin_store(op, defer));
+                    let op = self.name_store(&key, buffer, part, place());
+                    touched |= op.map_or(0, |op| self.begin_store(op, defer, whole));
                 }
                 Err(error) => drop(part.answer((Err(error.clone()), Some(buffer)))),
             }
@@ -139,14 +139,7 @@ impl Engine {
     }
 
     /// Checks one object, and finds its name; `None` when it was refused, and answered.
-    fn name_store(
-        &self,
-        key: &ObjectKey,
-        buffer: Buffer,
-        part: Part<StoreReport>,
-        queued: Queued,
-        ask_disk: bool,
-    ) -> Option<StoreOp> {
+    fn name_store(&self, key: &ObjectKey, buffer: Buffer, part: Part<StoreReport>, queued: Queued) -> Option<StoreOp> {
         let core = &self.core;
         let (bytes, limit) = (buffer.len() as u64, core.config.max_object_bytes);
         let name = if bytes > limit {
@@ -157,7 +150,7 @@ impl Engine {
         match name {
             Ok(name) => {
                 let keyed = core.index.keyed(key, &core.ledger);
-                Some(StoreOp { keyed, name, buffer, part, claimed: false, ask_disk, _queued: queued })
+                Some(StoreOp { keyed, name, buffer, part, claimed: false, _queued: queued })
             }
             Err(error) => {
                 core.counts.store_errors.add(1);
@@ -167,8 +160,9 @@ impl Engine {
         }
     }
 
-    /// Claims the key and reserves its bytes, and hands the store to its shard. Gives the shards to wake, a bit each.
-    fn begin_store(&self, mut op: StoreOp, defer: bool) -> u64 {
+    /// Claims the key and reserves its bytes, and hands the store to its shard; where the index is not whole, the shard claims
+    /// it when it has asked the disk. Gives the shards to wake, a bit each.
+    fn begin_store(&self, mut op: StoreOp, defer: bool, whole: bool) -> u64 {
         let core = &self.core;
         if defer {
             core.deferred.lock().push(op);
@@ -176,6 +170,10 @@ impl Engine {
         }
         let home = core.home(&op.keyed);
         let bytes = op.buffer.len() as u64;
+        if !whole {
+            core.mailboxes[home].push(Command::Store(op));
+            return 1 << home;
+        }
         match core.index.begin_store(&op.keyed) {
             BeginStore::Present => {
                 core.counts.restores.add(1);

@@ -308,22 +308,12 @@ impl Index {
 
     /// The object is published: from now on it is found.
     pub(crate) fn commit_store(&self, keyed: &Keyed, bytes: u64) {
-        self.publish(keyed, bytes, now_ns(), EventKind::Stored);
-    }
-
-    /// The key that a store had claimed turned out to be on disk already.
-    pub(crate) fn commit_as_recovered(&self, keyed: &Keyed, bytes: u64, used_ns: u64) {
-        self.publish(keyed, bytes, used_ns, EventKind::Recovered);
-    }
-
-    fn publish(&self, keyed: &Keyed, bytes: u64, used_ns: u64, kind: EventKind) {
         let mut partition = self.partition(keyed.hash);
         let entry = partition.get(keyed).expect("a store's claim stays until it is committed or given up");
         assert_eq!(entry.state, State::Storing, "only the claim's owner ends it");
-        (entry.bytes, entry.used_ns, entry.state) = (bytes, used_ns, State::Present);
-        entry.recovered = kind == EventKind::Recovered;
+        (entry.bytes, entry.used_ns, entry.state) = (bytes, now_ns(), State::Present);
         self.objects.fetch_add(1, Ordering::Relaxed);
-        self.hub.push(kind, bytes, || keyed.key.clone());
+        self.hub.push(EventKind::Stored, bytes, || keyed.key.clone());
     }
 
     /// Gives the claim of a store up.
@@ -339,16 +329,16 @@ impl Index {
         Some(entry.bytes)
     }
 
-    /// Ends a load. True when the object is doomed and this was its last load: the caller removes it.
-    pub(crate) fn end_load(&self, keyed: &Keyed, used: bool) -> bool {
+    /// Ends a load. When the object is doomed and this was its last load, gives its size: the caller removes it.
+    pub(crate) fn end_load(&self, keyed: &Keyed, used: bool) -> Option<u64> {
         let mut partition = self.partition(keyed.hash);
-        let Some(entry) = partition.get(keyed) else { return false };
+        let entry = partition.get(keyed)?;
         entry.loads -= 1;
         if used && entry.state == State::Present {
             entry.used_ns = now_ns();
             self.hub.push(EventKind::Accessed, entry.bytes, || keyed.key.clone());
         }
-        entry.state == State::Doomed && entry.loads == 0
+        (entry.state == State::Doomed && entry.loads == 0).then_some(entry.bytes)
     }
 
     /// Marks an object as gone, whoever has pinned it: its file has vanished or is damaged. Called during a load.
@@ -374,14 +364,13 @@ impl Index {
         Ok(entry.bytes)
     }
 
-    /// The file is gone: the entry goes too. Gives its size.
-    pub(crate) fn end_delete(&self, keyed: &Keyed) -> Option<u64> {
+    /// The file is gone: the entry goes too.
+    pub(crate) fn end_delete(&self, keyed: &Keyed) {
         let mut partition = self.partition(keyed.hash);
-        let (bytes, doomed) = partition.remove(keyed)?;
+        let (bytes, doomed) = partition.remove(keyed).expect("what is doomed stays until its removal ends");
         assert!(doomed, "only what was taken out of sight is removed");
         self.objects.fetch_sub(1, Ordering::Relaxed);
         self.hub.push(EventKind::Deleted, bytes, || keyed.key.clone());
-        Some(bytes)
     }
 
     /// The file could not be removed: the object is back.

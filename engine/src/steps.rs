@@ -22,9 +22,11 @@ pub enum Step {
     Removed,
 }
 
+type Hook = dyn Fn(Step, &ObjectKey) + Send + Sync;
+
 /// Called at each step, if there is one.
 #[derive(Clone, Default)]
-pub struct Steps(Option<Arc<dyn Fn(Step, &ObjectKey) + Send + Sync>>);
+pub struct Steps(Option<Arc<Hook>>);
 
 impl Steps {
     /// Calls `hook` at every step, on the thread that has come there.

@@ -37,7 +37,7 @@ impl Shard {
         match self.take_name_away(keyed, name) {
             Ok(()) | Err(Errno::ENOENT) => {
                 self.core.config.steps.at(Step::Removed, &keyed.key);
-                self.forget(keyed);
+                self.forget(keyed, bytes);
                 Ok(bytes)
             }
             Err(errno) => {
@@ -124,21 +124,22 @@ impl Shard {
     }
 
     /// Removes an object that was found to be gone or damaged, when its last load has ended.
-    pub(super) fn remove_doomed(&mut self, keyed: &Keyed, name: &str) {
+    pub(super) fn remove_doomed(&mut self, keyed: &Keyed, name: &str, bytes: u64) {
         // Something that is not a file has taken the name: not ours to remove.
         if let Ok(Some(_)) = self.core.volume.stat(name)
             && let Err(errno) = self.core.volume.remove(name)
         {
             tracing::error!(name, %errno, "a damaged object's file could not be removed; it is not served any more");
         }
-        self.forget(keyed);
+        self.forget(keyed, bytes);
     }
 
-    /// The file is gone: so are the entry and its bytes, and a store of the key may begin.
-    fn forget(&mut self, keyed: &Keyed) {
-        if let Some(bytes) = self.core.index.end_delete(keyed) {
-            self.deltas.deleted(keyed.salt, bytes);
-        }
+    /// The file is gone: so are its bytes and the entry, and a store of the key may begin. The bytes first: who finds the key
+    /// free must find its room free, too.
+    fn forget(&mut self, keyed: &Keyed, bytes: u64) {
+        self.deltas.deleted(keyed.salt, bytes);
+        self.apply_deltas();
+        self.core.index.end_delete(keyed);
         self.release_followers(keyed);
     }
 }

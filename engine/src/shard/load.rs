@@ -198,8 +198,8 @@ impl Shard {
         }
         let used = result.is_ok();
         self.answers.push(Answer::Load(part, result, buffer));
-        if self.core.index.end_load(keyed, used) {
-            self.remove_doomed(keyed, name);
+        if let Some(bytes) = self.core.index.end_load(keyed, used) {
+            self.remove_doomed(keyed, name, bytes);
         }
     }
 }

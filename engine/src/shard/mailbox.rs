@@ -21,8 +21,6 @@ pub(crate) struct StoreOp {
     pub(crate) part: Part<StoreReport>,
     /// The key is claimed in the index and its bytes are reserved in the ledger.
     pub(crate) claimed: bool,
-    /// The scan was not complete when the key was claimed: the object may be on disk.
-    pub(crate) ask_disk: bool,
     pub(crate) _queued: Queued,
 }
 

@@ -89,7 +89,13 @@ impl Shard {
             return self.answers.push(Answer::Store(op.part, Err(Error::Closed), Some(op.buffer)));
         }
         if !op.claimed {
-            op.ask_disk = !self.core.index_is_whole();
+            // Asked before the key is claimed: a claim would hide from others what is on disk.
+            if !self.core.index_is_whole()
+                && let Err(error) = self.core.ask_disk(&op.keyed, &op.name)
+            {
+                self.core.counts.store_errors.add(1);
+                return self.answers.push(Answer::Store(op.part, Err(error), Some(op.buffer)));
+            }
             match self.core.index.begin_store(&op.keyed) {
                 BeginStore::New => {}
                 BeginStore::Present => {
@@ -112,12 +118,6 @@ impl Shard {
 
     pub(super) fn start_store(&mut self, op: StoreOp) {
         let bytes = op.buffer.len() as u64;
-        // Also for a store that nobody waits for any more: the scan has passed over the key because of its claim.
-        if op.ask_disk && self.is_on_disk(&op.keyed, &op.name, bytes) {
-            self.core.counts.restores.add(1);
-            self.answers.push(Answer::Store(op.part, Ok(0), Some(op.buffer)));
-            return self.release_followers(&op.keyed);
-        }
         if op.part.is_expired() {
             self.give_up_claim(&op.keyed, bytes);
             return self.release_followers(&op.keyed);
@@ -187,20 +187,6 @@ impl Shard {
             }
         }
         Ok(())
-    }
-
-    /// While the index is not whole, a claimed key may turn out to be on disk; its claim then becomes the object.
-    fn is_on_disk(&mut self, keyed: &Keyed, name: &str, reserved: u64) -> bool {
-        let stat = self.core.volume.stat(name);
-        // If it was counted, that ends here: it is not there, or counted again below.
-        if stat.is_ok() {
-            self.core.discover().forget(keyed);
-        }
-        let Ok(Some(stat)) = stat else { return false };
-        self.core.index.commit_as_recovered(keyed, stat.bytes, stat.modified_ns);
-        self.deltas.cancelled(keyed.salt, reserved);
-        self.deltas.recovered(keyed.salt, stat.bytes);
-        true
     }
 
     fn activate_store(&mut self, store: ActiveStore) {
@@ -365,9 +351,11 @@ impl Shard {
         self.release_followers(keyed);
     }
 
+    /// Who finds the key free must find its room free, too.
     pub(super) fn give_up_claim(&mut self, keyed: &Keyed, bytes: u64) {
-        self.core.index.abort_store(keyed);
         self.deltas.cancelled(keyed.salt, bytes);
+        self.apply_deltas();
+        self.core.index.abort_store(keyed);
     }
 
     /// The key is free, or there is an object now: the stores that waited for it go on.
