@@ -12,6 +12,7 @@ mod pins;
 mod priorities;
 mod recovery;
 mod recycling;
+mod secondary;
 mod tickets;
 mod volume;
 mod zeroes;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use saltern::steps::Step;
 use saltern::{Adapter, Buffer, Config, Discovery, Engine, Error, EventKind, Layout, NixlDynamicAdapter, ObjectKey};
@@ -131,6 +132,21 @@ fn a_delete_leaves_no_ghost_of_a_lookup_that_saw_the_file() {
     assert!(matches!(get(&engine, &salted(1, "s"), 7000), Err(Error::NotFound)));
     assert_books(&engine, scratch.path(), LAYOUT);
     assert!(matches!(put(&engine, &salted(1, "s"), &payload(2, 100)), Ok(100)), "stored, not there already");
+    assert_books(&engine, scratch.path(), LAYOUT);
+}
+
+#[test]
+fn a_lookup_that_the_disk_does_not_answer_is_a_miss_in_time() {
+    let (scratch, engine, hold) = begin_with("slow-stat", |config| config.lookup_deadline = Duration::from_millis(50));
+    plant(&scratch, &key(1), &payload(1, 7000));
+    hold.arm(Step::Looked, &key(1));
+    let lookup = engine.lookup_and_pin(&[key(1), key(2)]);
+    hold.wait(Step::Looked, &key(1));
+    assert_eq!(done(lookup).sizes, [None, None], "answered although the thread that asks still stands there");
+    hold.free(Step::Looked, &key(1));
+    // It was told a miss, so it will not unpin: the object is nobody's.
+    until("the late answer has come", || engine.usage().total_bytes_used == 7000);
+    until("its pin is gone", || remove(&engine, &key(1)).is_ok());
     assert_books(&engine, scratch.path(), LAYOUT);
 }
 
