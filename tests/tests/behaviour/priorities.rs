@@ -17,6 +17,8 @@ fn status_says_whether_the_scheduler_is_told() {
     let device = fs::metadata(mount.path()).expect("stat").dev();
     let queue = PathBuf::from(format!("/sys/dev/block/{}:{}/queue/scheduler", major(device), minor(device)));
     let offered = fs::read_to_string(&queue).expect("a block device has a scheduler");
+    let _before = Restore { chosen: chosen(&offered).to_owned(), queue: queue.clone() };
+    // The mount is dropped after it: the device is ours until then.
     let told = [
         ("none", IoPriority::Auto, false),
         ("none", IoPriority::StoresIdle, false),
@@ -43,5 +45,24 @@ fn status_says_whether_the_scheduler_is_told() {
         assert_eq!(put(&engine, &key(number), &content).expect("store"), content.len() as u64);
         assert!(get(&engine, &key(number), content.len()).expect("load") == content, "{scheduler}, {wanted:?}");
         assert_books(&engine, &mount.path().join("volume"), Layout::Fs);
+    }
+}
+
+/// The name in brackets.
+fn chosen(schedulers: &str) -> &str {
+    schedulers.split(['[', ']']).nth(1).expect("one is chosen")
+}
+
+/// A loop device keeps its scheduler when another file is attached to it.
+struct Restore {
+    queue: PathBuf,
+    chosen: String,
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(&self.queue, &self.chosen) {
+            eprintln!("{}: {error}", self.queue.display());
+        }
     }
 }
