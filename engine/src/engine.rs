@@ -11,7 +11,7 @@ use crate::completion::Signal;
 use crate::config::Config;
 use crate::core::{Core, Queued};
 use crate::error::{Error, Result};
-use crate::events::Listener;
+use crate::events::{EventMark, Listener};
 use crate::index::{BeginStore, hash_of};
 use crate::key::ObjectKey;
 use crate::leave::take_away;
@@ -366,6 +366,12 @@ impl Engine {
     /// [`Error::Io`] when no thread can be had.
     pub fn subscribe(&self, listener: Arc<dyn Listener>) -> Result<()> {
         self.core.hub.subscribe(&self.core.index, listener)
+    }
+
+    /// A mark in the stream of events: once it is reached, listeners have heard of all that was done before this call.
+    /// Returns at once.
+    pub fn event_mark(&self) -> EventMark {
+        self.core.hub.mark()
     }
 
     /// An eventfd that becomes readable when tickets of this class complete: its counter grows by one for each. The three

@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
@@ -35,6 +35,8 @@ pub enum EventKind {
     Accessed,
     /// Deleted, evicted, or found to be gone.
     Deleted,
+    /// A delete found no such object: whoever still holds the key may forget it. Changes no bytes.
+    Absent,
 }
 
 /// One change.
@@ -54,7 +56,7 @@ impl Event {
     pub fn delta_bytes(&self) -> i64 {
         match self.kind {
             EventKind::Recovered | EventKind::Stored => self.bytes as i64,
-            EventKind::Accessed => 0,
+            EventKind::Accessed | EventKind::Absent => 0,
             EventKind::Deleted => -(self.bytes as i64),
         }
     }
@@ -70,9 +72,29 @@ pub trait Listener: Send + Sync {
     fn on_reset(&self) {}
 }
 
+/// A place in the stream of events; see [`crate::Engine::event_mark`].
+#[derive(Debug)]
+pub struct EventMark {
+    receiver: Receiver<()>,
+    thread: Option<ThreadId>,
+}
+
+impl EventMark {
+    /// Blocks until every listener has heard all that was queued before the mark. Returns at once when a listener calls it,
+    /// which would wait for itself.
+    pub fn wait(self) {
+        if self.thread != Some(std::thread::current().id()) {
+            // Nothing is ever sent: the other end is dropped at the mark, or with the queue.
+            let _ = self.receiver.recv();
+        }
+    }
+}
+
 enum Message {
     Event(Event),
     Subscribe(Arc<dyn Listener>, Vec<Event>),
+    /// Dropped when everything before it was delivered.
+    Mark(Sender<()>),
     Close,
 }
 
@@ -150,6 +172,16 @@ impl Hub {
         Ok(())
     }
 
+    /// A mark behind everything that is queued now.
+    pub(crate) fn mark(&self) -> EventMark {
+        let thread = self.thread.lock().as_ref().map(|thread| thread.thread().id());
+        let (sender, receiver) = bounded(0);
+        if thread.is_some() {
+            let _ = self.sender.send(Message::Mark(sender));
+        }
+        EventMark { receiver, thread }
+    }
+
     fn deliver(&self, index: &Index) {
         let mut listeners: Vec<Arc<dyn Listener>> = Vec::new();
         let mut batch = Vec::with_capacity(EVENT_BATCH_MAX);
@@ -173,6 +205,10 @@ impl Hub {
                     self.flush(&listeners, &mut batch);
                     replay(&*listener, &mut present);
                     listeners.push(listener);
+                }
+                Ok(Message::Mark(mark)) => {
+                    self.flush(&listeners, &mut batch);
+                    drop(mark);
                 }
                 Ok(Message::Close) | Err(_) => {
                     self.flush(&listeners, &mut batch);
@@ -198,11 +234,12 @@ impl Hub {
     fn start_over(&self, index: &Index, listeners: &mut Vec<Arc<dyn Listener>>) {
         tracing::warn!(limit = EVENT_QUEUE_MAX, "listeners are too slow: events were dropped, replaying");
         let all = index.lock_all();
-        let mut closed = false;
+        let (mut closed, mut marks) = (false, Vec::new());
         while let Ok(message) = self.receiver.try_recv() {
             match message {
                 Message::Event(_) => {}
                 Message::Subscribe(listener, _) => listeners.push(listener),
+                Message::Mark(mark) => marks.push(mark),
                 Message::Close => closed = true,
             }
         }
@@ -214,6 +251,7 @@ impl Hub {
             guard(|| listener.on_reset());
             replay(&**listener, &mut present);
         }
+        drop(marks);
         if closed {
             let _ = self.sender.send(Message::Close);
         }

@@ -181,6 +181,13 @@ pub(crate) enum Entered {
     Stale,
 }
 
+/// Where a walk over the objects stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) partition: usize,
+    pub(crate) slot: usize,
+}
+
 /// How an object looked on disk, at a moment of its partition.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Epoch(u64);
@@ -355,7 +362,13 @@ impl Index {
     pub(crate) fn begin_delete(&self, keyed: &Keyed) -> Result<u64> {
         let now = self.now_ticks();
         let mut partition = self.partition(keyed.hash);
-        let entry = partition.get(keyed).filter(|entry| entry.state == State::Present).ok_or(Error::NotFound)?;
+        let Some(entry) = partition.get(keyed) else {
+            self.hub.push(EventKind::Absent, 0, || keyed.key.clone());
+            return Err(Error::NotFound);
+        };
+        if entry.state != State::Present {
+            return Err(Error::NotFound);
+        }
         let (pins, loads) = (entry.live_pins(now), u32::from(entry.loads));
         if pins > 0 || loads > 0 {
             return Err(Error::Pinned { pins, loads });
@@ -422,6 +435,34 @@ impl Index {
         self.objects.fetch_add(1, Ordering::Relaxed);
         self.hub.push(EventKind::Recovered, bytes, || keyed.key.clone());
         Entered::New
+    }
+
+    /// Up to `limit` objects that `wanted` takes, from a place on, and the place after them; `None` at the end.
+    ///
+    /// What is there throughout a walk is seen once; what comes or goes meanwhile may be seen or not.
+    pub(crate) fn page(
+        &self,
+        from: Place,
+        limit: usize,
+        wanted: impl Fn(&Scope) -> bool,
+    ) -> (Vec<(ObjectKey, u64)>, Option<Place>) {
+        let mut found = Vec::new();
+        for partition in from.partition..PARTITIONS {
+            let first = if partition == from.partition { from.slot } else { 0 };
+            // A slot that is free is not `Present`: entries leave as `Storing` or `Doomed`.
+            let entries = &self.partitions[partition].lock().entries;
+            for (slot, entry) in entries.iter().enumerate().skip(first) {
+                let scope = &self.scopes[entry.scope as usize].scope;
+                if entry.state != State::Present || !wanted(scope) {
+                    continue;
+                }
+                if found.len() == limit {
+                    return (found, Some(Place { partition, slot }));
+                }
+                found.push((ObjectKey::from_parts(scope.clone(), entry.chunk.clone()), entry.bytes));
+            }
+        }
+        (found, None)
     }
 
     /// Number of objects in the index.

@@ -54,6 +54,7 @@ impl Recorder {
                     assert_eq!(before, Some(event.bytes), "event {at}: {event:?}");
                     present.remove(&event.key);
                 }
+                EventKind::Absent => assert_eq!((before, event.bytes), (None, 0), "event {at}: {event:?}"),
                 _ => panic!("event {at}: {event:?} is of a kind that this suite does not know"),
             }
         }
