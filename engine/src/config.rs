@@ -217,8 +217,8 @@ impl Config {
         }
     }
 
-    /// Bytes of the pool that the shards keep as bounce buffers.
-    pub(crate) fn bounce_bytes(&self) -> usize {
+    /// Bytes of the pool that the shards keep as bounce buffers: the least that `pool_bytes` can be.
+    pub fn bounce_bytes(&self) -> usize {
         self.shards * BOUNCE_BUFFERS * self.segment_bytes
     }
 

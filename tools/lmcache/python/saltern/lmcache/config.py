@@ -1,0 +1,51 @@
+"""Options of the ``plugin`` mount."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lmcache.v1.distributed.l2_adapters.config import L2AdapterConfigBase
+
+from .. import _saltern
+
+
+class SalternL2AdapterConfig(L2AdapterConfigBase):
+    """The ``adapter_params`` of the mount, checked.
+
+    Raises:
+        ValueError: An option is not known or not usable; the text names it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            self.options_json = json.dumps(options)
+            _saltern.check_options(self.options_json)
+        except (TypeError, _saltern.ConfigError) as error:
+            raise ValueError(f"saltern: {error}") from None
+        self.options = options
+        self.max_capacity_bytes = int(float(options.get("max_capacity_gb", 0)) * 1024**3)
+
+    @classmethod
+    def from_dict(cls, d: dict) -> "SalternL2AdapterConfig":
+        return cls(**d)
+
+    @classmethod
+    def help(cls) -> str:
+        return (
+            "saltern adapter_params (all but base_path optional; sizes in powers of 1024):\n"
+            "- base_path (str): the directory that holds the objects, on ext4 or xfs on local NVMe\n"
+            "- layout (str): fs (default; directories of fs and fs_native), fs3, nixl, nixl3, nixl-sharded\n"
+            "- max_capacity_gb (float): most bytes of objects (default 0: no limit, no eviction)\n"
+            "- durability (str): none (default), data, full\n"
+            "- integrity (str): off, store (default), verify\n"
+            "- direct_io (str): auto (default), off\n"
+            "- store_padded (bool): store whole slots, for peers that read with O_DIRECT (default false)\n"
+            "- shards (int): I/O threads (default 1); pin_shards (bool): one CPU each (default true)\n"
+            "- spare_gb (float): deleted files kept to be overwritten (default 1)\n"
+            "- min_free_gb (float): what stays free on the file system (default: a hundredth, at most 1)\n"
+            "- store_deadline_s, load_deadline_s, lookup_deadline_s (float): 30, 10, 2\n"
+            "- pin_lease_s (float): how long a lookup holds an object at most (default 60)\n"
+            "- eviction_mode (str): host (default)\n"
+            "README.md of the package describes the rest."
+        )

@@ -1,0 +1,37 @@
+//! The Python module `saltern._saltern`: the engine for Python, and what the LMCache mounts are made of.
+//!
+//! `engine.rs` is the plain API, `mount/` serves LMCache's L2 adapter interface, `connector.rs` its native connector
+//! interface. The Python side (`python/saltern`) adds the classes that LMCache subclasses, types and documentation.
+
+mod bell;
+mod connector;
+mod engine;
+mod errors;
+mod handle;
+mod keys;
+mod listener;
+mod memory;
+mod mount;
+mod options;
+
+use pyo3::prelude::*;
+
+/// Checks options, given as JSON, without opening anything.
+///
+/// Raises ConfigError, which names the option.
+#[pyfunction]
+fn check_options(options_json: &str) -> PyResult<()> {
+    let checked = options::Options::parse(options_json).and_then(|options| options.config());
+    checked.map(drop).map_err(errors::ConfigError::new_err)
+}
+
+#[pymodule]
+fn _saltern(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<keys::PyKey>()?;
+    module.add_class::<engine::PyEngine>()?;
+    module.add_class::<mount::Mount>()?;
+    module.add_class::<connector::Connector>()?;
+    module.add_function(wrap_pyfunction!(check_options, module)?)?;
+    errors::register(module)
+}

@@ -1,0 +1,153 @@
+//! What Python callers can set: JSON in, an engine's configuration out.
+//!
+//! Every value is checked, and an unknown name is an error: a misspelt option must not be a default in silence.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use saltern::layout::Layout;
+use saltern::{Config, DirectIo, Durability, Integrity};
+use serde::Deserialize;
+
+const KIB: f64 = 1024.0;
+const MIB: f64 = 1024.0 * KIB;
+const GIB: f64 = 1024.0 * MIB;
+
+/// Who decides which objects go when the capacity is short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum EvictionMode {
+    /// The host: the daemon's eviction controller, or whoever calls `delete`.
+    #[default]
+    Host,
+}
+
+/// The options, named as `README.md` describes them. Sizes are in powers of 1024, as LMCache's are.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Options {
+    base_path: Option<PathBuf>,
+    base_paths: Option<Vec<PathBuf>>,
+    layout: Option<String>,
+    #[serde(default)]
+    max_capacity_gb: f64,
+    #[serde(default)]
+    eviction_mode: EvictionMode,
+    durability: Option<Durability>,
+    integrity: Option<Integrity>,
+    direct_io: Option<DirectIo>,
+    /// Store whole slots of the host's memory instead of the objects' own bytes, as `fs_native` with O_DIRECT does.
+    #[serde(default)]
+    pub(crate) store_padded: bool,
+    shards: Option<usize>,
+    pin_shards: Option<bool>,
+    depth: Option<usize>,
+    segment_kb: Option<f64>,
+    pool_mb: Option<f64>,
+    max_object_mb: Option<f64>,
+    max_queued_objects: Option<usize>,
+    spare_gb: Option<f64>,
+    min_free_gb: Option<f64>,
+    open_files: Option<usize>,
+    store_deadline_s: Option<f64>,
+    load_deadline_s: Option<f64>,
+    lookup_deadline_s: Option<f64>,
+    pin_lease_s: Option<f64>,
+    lock_wait_s: Option<f64>,
+    scan_threads: Option<usize>,
+}
+
+impl Options {
+    pub(crate) fn parse(json: &str) -> Result<Self, String> {
+        serde_json::from_str(json).map_err(|error| {
+            // The place in the JSON is of no use: the caller wrote keywords or a larger document.
+            let text = error.to_string();
+            text.split(" at line ").next().unwrap_or(&text).to_owned()
+        })
+    }
+
+    fn directory(&self) -> Result<PathBuf, String> {
+        let one = match (&self.base_path, self.base_paths.as_deref()) {
+            (Some(_), Some(_)) => return Err("base_path and base_paths exclude each other".into()),
+            (Some(path), None) | (None, Some([path])) => path,
+            (None, Some([])) => return Err("base_paths is empty".into()),
+            (None, Some(_)) => {
+                return Err("base_paths: more than one directory is not supported by this version".into());
+            }
+            (None, None) => return Err("base_path is missing: the directory that holds the objects".into()),
+        };
+        if one.as_os_str().is_empty() {
+            return Err("base_path is empty".into());
+        }
+        Ok(one.clone())
+    }
+
+    /// The configuration of an engine. Its own limits are checked when it opens.
+    pub(crate) fn config(&self) -> Result<Config, String> {
+        // Only one mode so far; its value was checked by its type.
+        let EvictionMode::Host = self.eviction_mode;
+        let mut config = Config::new(self.directory()?);
+        if let Some(name) = &self.layout {
+            config.layout = name.parse::<Layout>().map_err(|error| format!("layout: {error}"))?;
+        }
+        let capacity = bytes("max_capacity_gb", self.max_capacity_gb, GIB)?;
+        config.capacity_bytes = (capacity > 0).then_some(capacity);
+        set(&mut config.durability, self.durability);
+        set(&mut config.integrity, self.integrity);
+        set(&mut config.direct_io, self.direct_io);
+        set(&mut config.shards, self.shards);
+        set(&mut config.pin_shards, self.pin_shards);
+        set(&mut config.depth, self.depth);
+        set(&mut config.scan_threads, self.scan_threads);
+        set(&mut config.max_queued_objects, self.max_queued_objects);
+        set_bytes(&mut config.spare_bytes, "spare_gb", self.spare_gb, GIB)?;
+        set_bytes(&mut config.max_object_bytes, "max_object_mb", self.max_object_mb, MIB)?;
+        if let Some(gb) = self.min_free_gb {
+            config.min_free_bytes = Some(bytes("min_free_gb", gb, GIB)?);
+        }
+        config.open_files = self.open_files;
+        set_time(&mut config.store_deadline, "store_deadline_s", self.store_deadline_s)?;
+        set_time(&mut config.load_deadline, "load_deadline_s", self.load_deadline_s)?;
+        set_time(&mut config.lookup_deadline, "lookup_deadline_s", self.lookup_deadline_s)?;
+        set_time(&mut config.pin_lease, "pin_lease_s", self.pin_lease_s)?;
+        set_time(&mut config.lock_wait, "lock_wait_s", self.lock_wait_s)?;
+        if let Some(kb) = self.segment_kb {
+            config.segment_bytes = bytes("segment_kb", kb, KIB)? as usize;
+        }
+        // Nobody in Python takes buffers from the pool: it holds the shards' own.
+        config.pool_bytes = config.bounce_bytes();
+        if let Some(mb) = self.pool_mb {
+            config.pool_bytes = bytes("pool_mb", mb, MIB)? as usize;
+        }
+        config.validate().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+fn bytes(option: &str, value: f64, unit: f64) -> Result<u64, String> {
+    let bytes = value * unit;
+    if !(0.0..=u64::MAX as f64 / 2.0).contains(&bytes) {
+        return Err(format!("{option}: {value} is not a size"));
+    }
+    Ok(bytes as u64)
+}
+
+fn set_bytes(field: &mut u64, option: &str, value: Option<f64>, unit: f64) -> Result<(), String> {
+    if let Some(value) = value {
+        *field = bytes(option, value, unit)?;
+    }
+    Ok(())
+}
+
+fn set_time(field: &mut Duration, option: &str, value: Option<f64>) -> Result<(), String> {
+    if let Some(seconds) = value {
+        *field = Duration::try_from_secs_f64(seconds).map_err(|error| format!("{option}: {seconds}: {error}"))?;
+    }
+    Ok(())
+}
