@@ -59,10 +59,14 @@ pub(crate) struct Options {
 
 impl Options {
     pub(crate) fn parse(json: &str) -> Result<Self, String> {
-        serde_json::from_str(json).map_err(|error| {
-            // The place in the JSON is of no use: the caller wrote keywords or a larger document.
-            let text = error.to_string();
-            text.split(" at line ").next().unwrap_or(&text).to_owned()
+        serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(json)).map_err(|error| {
+            // The place in the JSON is of no use: the caller wrote keywords, or a larger document.
+            let text = error.inner().to_string();
+            let reason = text.split(" at line ").next().unwrap_or(&text);
+            match error.path().to_string().as_str() {
+                "." => reason.to_owned(),
+                option => format!("{option}: {reason}"),
+            }
         })
     }
 
@@ -135,7 +139,7 @@ fn bytes(option: &str, value: f64, unit: f64) -> Result<u64, String> {
     if !(0.0..=u64::MAX as f64 / 2.0).contains(&bytes) {
         return Err(format!("{option}: {value} is not a size"));
     }
-    Ok(bytes as u64)
+    Ok(bytes.round() as u64)
 }
 
 fn set_bytes(field: &mut u64, option: &str, value: Option<f64>, unit: f64) -> Result<(), String> {

@@ -24,7 +24,7 @@ class SalternL2AdapterConfig(L2AdapterConfigBase):
         except (TypeError, _saltern.ConfigError) as error:
             raise ValueError(f"saltern: {error}") from None
         self.options = options
-        self.max_capacity_bytes = int(float(options.get("max_capacity_gb", 0)) * 1024**3)
+        self.max_capacity_bytes = round(float(options.get("max_capacity_gb", 0)) * 1024**3)
 
     @classmethod
     def from_dict(cls, d: dict) -> "SalternL2AdapterConfig":
