@@ -7,6 +7,7 @@ mod file_systems;
 mod forbidden;
 mod gate;
 mod limits;
+mod listing;
 mod model;
 mod pins;
 mod priorities;
