@@ -81,6 +81,8 @@ impl ClosedLoop<'_> {
         let mut in_flight: Vec<InFlight> = Vec::with_capacity(self.depth);
         let (mut loads, mut stores) = (Latencies::new(), Latencies::new());
         let mut next = 0;
+        // Before the first submission: an engine raises a descriptor only from the time on that it was asked for.
+        let events: Vec<_> = self.classes.iter().map(|class| self.engine.event_fd(*class)).collect();
         let meter = Meter::process();
         loop {
             let is_stopped = self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed));
@@ -92,7 +94,7 @@ impl ClosedLoop<'_> {
             if in_flight.is_empty() {
                 break;
             }
-            self.wait(in_flight.len())?;
+            self.wait(&events, in_flight.len())?;
             let mut at = 0;
             while at < in_flight.len() {
                 let Some(results) = in_flight[at].operation.try_take() else {
@@ -113,8 +115,7 @@ impl ClosedLoop<'_> {
     }
 
     /// Blocks until a ticket of these classes has completed since the last call.
-    fn wait(&self, in_flight: usize) -> Result<()> {
-        let events: Vec<_> = self.classes.iter().map(|class| self.engine.event_fd(*class)).collect();
+    fn wait(&self, events: &[BorrowedFd<'_>], in_flight: usize) -> Result<()> {
         let mut polled: Vec<_> = events.iter().map(|event| PollFd::new(event.as_fd(), PollFlags::POLLIN)).collect();
         let started = Instant::now();
         loop {
@@ -123,7 +124,7 @@ impl ClosedLoop<'_> {
             }
             match poll(&mut polled, PollTimeout::from(POLL_MS)) {
                 Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return take_events(&polled, &events),
+                Ok(_) => return take_events(&polled, events),
                 Err(errno) => return Err(Error::io("poll", "eventfd", errno)),
             }
             if started.elapsed() > Duration::from_secs(STUCK_SECONDS) {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use saltern::{Layout, SHARDS_MAX};
+use saltern::{Integrity, Layout, SHARDS_MAX};
 
 use crate::error::{Error, Result};
 use crate::phases::Phase;
@@ -32,6 +32,8 @@ pub struct Options {
     pub depth: Option<usize>,
     /// Shards of the engine.
     pub shards: usize,
+    /// Whether payloads have checksums, and loads check them.
+    pub integrity: Integrity,
     /// The phases, in any order.
     pub phases: Vec<Phase>,
     /// Slices of each phase, with the ceiling measured between them.
@@ -53,6 +55,7 @@ impl Default for Options {
             total_bytes: None,
             depth: None,
             shards: 1,
+            integrity: Integrity::default(),
             phases: vec![Phase::Fresh, Phase::Load, Phase::Lookup, Phase::Restart],
             rounds: 5,
             baselines: false,

@@ -91,6 +91,10 @@ pub fn run(options: &Options, hooks: Hooks<'_>) -> Result<Report> {
             report.notes.extend(said.into_iter().filter(|note| !report.notes.contains(note)).collect::<Vec<_>>());
         }
     }
+    if report.volume.integrity != options.integrity {
+        let (wanted, used) = (options.integrity, report.volume.integrity);
+        report.notes.push(format!("integrity is {used} here, not {wanted}: the file system has no user attributes"));
+    }
     report.results = sizes.into_iter().flat_map(|size| size.results).collect();
     hooks.progress.begin("removing the scratch directory", 1);
     drop((file, scratch));

@@ -291,6 +291,7 @@ fn config(options: &Options, plan: &SizePlan, dir: PathBuf) -> Config {
     let mut config = Config::new(dir);
     config.layout = options.layout;
     config.shards = options.shards;
+    config.integrity = options.integrity;
     // Limits that the run stays below, so that accounting is part of what is measured.
     config.capacity_bytes = Some(2 * (plan.objects * plan.object_bytes) as u64 + (64 << 20));
     config.max_object_bytes = config.max_object_bytes.max(plan.object_bytes as u64);

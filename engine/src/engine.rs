@@ -375,7 +375,8 @@ impl Engine {
     }
 
     /// An eventfd that becomes readable when tickets of this class complete: its counter grows by one for each. The three
-    /// are distinct, live as long as the engine, and work with poll, epoll and io_uring.
+    /// are distinct, live as long as the engine, and work with poll, epoll and io_uring. Ask for it before submitting: tickets that
+    /// have completed before the first call are not counted.
     pub fn event_fd(&self, class: Class) -> BorrowedFd<'_> {
         match class {
             Class::Store => self.core.completion.store.arm(),

@@ -16,10 +16,13 @@
 //! for none.
 
 use std::ffi::CStr;
+use std::fmt;
+use std::str::FromStr;
 
 use bytemuck::{Pod, Zeroable};
 use crc_fast::{CrcAlgorithm, Digest};
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 /// Name of the extended attribute.
 pub(crate) const STAMP_NAME: &CStr = c"user.saltern";
@@ -42,6 +45,39 @@ pub enum Integrity {
     /// Stores compute one, loads check it: wrong bytes are a miss.
     Verify,
 }
+
+impl Integrity {
+    /// All that there are.
+    pub const ALL: [Self; 3] = [Self::Off, Self::Store, Self::Verify];
+
+    /// The name in options and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Store => "store",
+            Self::Verify => "verify",
+        }
+    }
+}
+
+impl fmt::Display for Integrity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Integrity {
+    type Err = UnknownIntegrity;
+
+    fn from_str(name: &str) -> Result<Self, UnknownIntegrity> {
+        Self::ALL.into_iter().find(|known| known.name() == name).ok_or_else(|| UnknownIntegrity(name.to_owned()))
+    }
+}
+
+/// No kind of integrity has this name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("unknown integrity {0:?}; known are {known}", known = Integrity::ALL.map(Integrity::name).join(", "))]
+pub struct UnknownIntegrity(pub String);
 
 /// A file's stamp, as it is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -117,6 +153,16 @@ impl Sum {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_inverse_and_those_of_json() {
+        for integrity in Integrity::ALL {
+            assert_eq!(integrity.name().parse(), Ok(integrity));
+            assert_eq!(serde_json::to_string(&integrity).unwrap(), format!("\"{integrity}\""));
+        }
+        let error = "on".parse::<Integrity>().unwrap_err().to_string();
+        assert_eq!(error, "unknown integrity \"on\"; known are off, store, verify");
+    }
 
     fn sum(payload: &[u8], pieces: &[(usize, usize)]) -> u64 {
         let mut sum = Sum::new();

@@ -40,7 +40,7 @@ pub use config::{Config, DEPTH_RANGE, DirectIo, Discovery, Durability, IoPriorit
 pub use engine::{Class, Engine};
 pub use error::{Error, Result};
 pub use events::{EVENT_BATCH_MAX, EVENT_QUEUE_MAX, Event, EventKind, EventMark, Listener};
-pub use integrity::Integrity;
+pub use integrity::{Integrity, UnknownIntegrity};
 pub use key::{CHUNK_HASH_MAX_BYTES, ChunkHash, KeyError, ObjectKey, SALT_FORBIDDEN, SALT_MAX_CHARS, Scope, kv_rank};
 pub use layout::Layout;
 pub use ledger::AdapterUsage;

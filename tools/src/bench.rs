@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use saltern::Layout;
+use saltern::{Integrity, Layout};
 use saltern_bench::report::{EngineName, LatencyUs, PhaseResult, Report};
 use saltern_bench::{Hooks, Options, Phase, page, run as run_bench};
 
@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// Shards of the engine
     #[arg(long, value_name = "N", default_value_t = 1)]
     shards: usize,
+    /// Checksums of payloads: off, store (computed by stores), verify (checked by loads as well)
+    #[arg(long, default_value_t = Integrity::default())]
+    integrity: Integrity,
     /// Phases: fresh, steady, load, mixed, lookup, restart
     #[arg(long, value_delimiter = ',', default_value = "fresh,load,lookup,restart")]
     phases: Vec<Phase>,
@@ -66,6 +69,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome, Failure> {
         total_bytes: args.total,
         depth: args.depth,
         shards: args.shards,
+        integrity: args.integrity,
         phases: args.phases,
         rounds: args.rounds,
         baselines: args.baselines,
@@ -123,7 +127,7 @@ fn heading(report: &Report) -> String {
     let direct = if volume.direct_io { "O_DIRECT" } else { "buffered" };
     let layout = report.results.first().map_or(Layout::Fs, |result| result.layout);
     format!(
-        "saltern {} on {}\n{}, {}, Linux {}\n{direct} on {}, layout {layout}, {}\n",
+        "saltern {} on {}\n{}, {}, Linux {}\n{direct} on {}, layout {layout}, {}, integrity {}\n",
         report.version,
         human::printable(&volume.dir),
         machine.cpu,
@@ -131,6 +135,7 @@ fn heading(report: &Report) -> String {
         machine.kernel,
         volume.fs,
         human::plural(volume.shards as u64, "shard"),
+        volume.integrity,
     )
 }
 

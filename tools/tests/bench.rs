@@ -29,6 +29,25 @@ fn name(result: &Value) -> String {
 }
 
 #[test]
+fn the_integrity_that_is_asked_for_is_used_and_told() {
+    let dir = temp_dir();
+    let args = ["bench", "--sizes", "64KiB", "--total", "2MiB", "--rounds", "1", "--phases", "steady,load"];
+    for integrity in ["off", "store", "verify"] {
+        let more = ["--integrity", integrity, "--json", "out.json", "--report", "out.html"];
+        let ran = saltern(dir.path(), &[&args[..], &more].concat());
+        assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+        let told = format!("integrity {integrity}");
+        assert!(ran.stdout.contains(&told), "{}", ran.stdout);
+        let text = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert!(text("out.html").contains(&told));
+        let report: Value = serde_json::from_str(&text("out.json")).unwrap();
+        assert_eq!(report["volume"]["integrity"], integrity);
+    }
+    let wrong = saltern(dir.path(), &[&args[..], &["--integrity", "on"]].concat());
+    assert!(wrong.code == 2 && wrong.stderr.contains("off, store, verify"), "{}", wrong.stderr);
+}
+
+#[test]
 fn all_phases_run_and_verify_in_every_layout() {
     for layout in ["fs", "fs3", "nixl", "nixl3", "nixl-sharded"] {
         let dir = temp_dir();

@@ -68,7 +68,7 @@ fn head(report: &Report) -> String {
         escape(&volume.fs),
         volume.shards,
         if volume.shards == 1 { "" } else { "s" },
-        format!("{:?}", volume.integrity).to_lowercase(),
+        volume.integrity,
         format!("{:?}", volume.durability).to_lowercase(),
         date(report.started_unix_seconds),
     )
