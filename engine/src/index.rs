@@ -9,6 +9,8 @@
 //!            (abort_store: back to absent)              ^--insert_recovered (scan, or a look at the disk)
 //! ```
 
+mod page;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -21,6 +23,8 @@ use crate::error::{Error, Result};
 use crate::events::{Event, EventKind, Hub};
 use crate::key::{ChunkHash, ObjectKey, Scope};
 use crate::ledger::{Ledger, SaltId};
+
+pub(crate) use self::page::Place;
 
 /// Locks of the index; enough that callers and shards rarely meet. A power of two.
 const PARTITIONS: usize = 64;
@@ -179,13 +183,6 @@ pub(crate) enum Entered {
     Known,
     /// Something was removed meanwhile: look at the disk again.
     Stale,
-}
-
-/// Where a walk over the objects stands.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Place {
-    pub(crate) partition: usize,
-    pub(crate) slot: usize,
 }
 
 /// How an object looked on disk, at a moment of its partition.
@@ -435,34 +432,6 @@ impl Index {
         self.objects.fetch_add(1, Ordering::Relaxed);
         self.hub.push(EventKind::Recovered, bytes, || keyed.key.clone());
         Entered::New
-    }
-
-    /// Up to `limit` objects that `wanted` takes, from a place on, and the place after them; `None` at the end.
-    ///
-    /// What is there throughout a walk is seen once; what comes or goes meanwhile may be seen or not.
-    pub(crate) fn page(
-        &self,
-        from: Place,
-        limit: usize,
-        wanted: impl Fn(&Scope) -> bool,
-    ) -> (Vec<(ObjectKey, u64)>, Option<Place>) {
-        let mut found = Vec::new();
-        for partition in from.partition..PARTITIONS {
-            let first = if partition == from.partition { from.slot } else { 0 };
-            // A slot that is free is not `Present`: entries leave as `Storing` or `Doomed`.
-            let entries = &self.partitions[partition].lock().entries;
-            for (slot, entry) in entries.iter().enumerate().skip(first) {
-                let scope = &self.scopes[entry.scope as usize].scope;
-                if entry.state != State::Present || !wanted(scope) {
-                    continue;
-                }
-                if found.len() == limit {
-                    return (found, Some(Place { partition, slot }));
-                }
-                found.push((ObjectKey::from_parts(scope.clone(), entry.chunk.clone()), entry.bytes));
-            }
-        }
-        (found, None)
     }
 
     /// Number of objects in the index.

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from daemon import Recorder, key, payload
-from saltern import VolumeOwned
+from saltern import ConfigError, VolumeOwned
 from saltern.lmcache import SalternL2Adapter, SalternL2AdapterConfig
 
 
@@ -303,6 +303,7 @@ def test_a_directory_has_one_owner(open_adapter, directory) -> None:
         ({"base_path": "a", "base_paths": ["b"]}, "base_paths"),
         ({"base_path": "a", "use_odirect": True}, "use_odirect"),
         ({"base_path": "a", "layout": "zip"}, "layout"),
+        ({"base_path": "a", "discovery": "ask"}, "discovery"),
         ({"base_path": "a", "eviction_mode": "engin"}, "engin"),
         ({"base_path": "a", "max_capacity_gb": -1}, "max_capacity_gb"),
         ({"base_path": "a", "store_deadline_s": -1}, "store_deadline_s"),
@@ -315,6 +316,11 @@ def test_a_directory_has_one_owner(open_adapter, directory) -> None:
 def test_an_option_that_is_not_usable_is_named(options, named) -> None:
     with pytest.raises(ValueError, match=named):
         SalternL2AdapterConfig.from_dict(options)
+
+
+def test_a_nixl_directory_needs_a_capacity(directory) -> None:
+    with pytest.raises(ConfigError, match="capacity"):
+        SalternL2Adapter({"base_path": str(directory), "layout": "nixl"})
 
 
 def test_options_are_described() -> None:

@@ -17,7 +17,7 @@ PEERS = {
     "fs_native-direct": ({"type": "fs_native", "use_odirect": True}, {"store_padded": True}),
     "nixl_store_dynamic": (
         {"type": "nixl_store_dynamic", "backend": "POSIX", "backend_params": {"use_direct_io": "true", "max_capacity_gb": "1"}},
-        {"layout": "nixl", "store_padded": True},
+        {"layout": "nixl", "store_padded": True, "max_capacity_gb": 1},
     ),
 }
 
@@ -67,5 +67,20 @@ def test_ours_is_read_by_theirs(open_adapter, arena, directory, name: str, size:
     try:
         for number, salt in enumerate(SALTS):
             peer.check_numbers([number, number + 10], size, salt=salt)
+    finally:
+        peer.adapter.close()
+
+
+def test_what_a_peer_stores_meanwhile_is_found(open_adapter, arena, directory) -> None:
+    """NIXL's directories are shared among processes: who misses a key asks the disk."""
+    path = directory / "shared"
+    ours = open_adapter(path=path, **PEERS["nixl_store_dynamic"][1])
+    peer = open_peer("nixl_store_dynamic", path, arena)
+    try:
+        peer.store_numbers([1], 65536)
+        ours.check_numbers([1], 65536)
+        assert ours.adapter.get_usage().total_bytes_used == 65536
+        ours.store_numbers([2], 65536)
+        peer.check_numbers([2], 65536)
     finally:
         peer.adapter.close()

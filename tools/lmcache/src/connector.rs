@@ -133,7 +133,7 @@ impl Connector {
             let Some(entry) = entries.remove(&number) else { continue };
             match self.complete(number, entry) {
                 Ok(completion) => completions.push(completion),
-                Err(entry) => drop(entries.insert(number, entry)),
+                Err(entry) => drop(entries.insert(number, *entry)),
             }
         }
         completions
@@ -187,11 +187,11 @@ impl Connector {
     }
 
     /// What became of a batch, or the batch again where it is not complete.
-    fn complete(&self, number: u64, entry: Entry) -> Result<Completion, Entry> {
+    fn complete(&self, number: u64, entry: Entry) -> Result<Completion, Box<Entry>> {
         let Entry { task, kind, count, places, refused } = entry;
         let results = match task.map_or(Ok(Vec::new()), |task| self.results(task)) {
             Ok(results) => results,
-            Err(task) => return Err(Entry { task: Some(task), kind, count, places, refused }),
+            Err(task) => return Err(Box::new(Entry { task: Some(task), kind, count, places, refused })),
         };
         Ok(completion(number, count, &places, refused, &results, kind))
     }

@@ -14,6 +14,9 @@ use crate::options::Options;
 /// One result of a batch: a number of bytes, or an exception object.
 type Outcome<'py> = Bound<'py, PyAny>;
 
+/// Keys and sizes, and where the next page begins.
+type Page = (Vec<(PyKey, u64)>, Option<u64>);
+
 #[pyclass(frozen, subclass, module = "saltern._saltern", name = "Engine")]
 pub(crate) struct PyEngine {
     handle: Handle,
@@ -113,13 +116,7 @@ impl PyEngine {
 
     /// A page of keys and sizes, and where the next begins.
     #[pyo3(signature = (model_name, page_size, cursor))]
-    fn list_page(
-        &self,
-        py: Python<'_>,
-        model_name: Option<&str>,
-        page_size: usize,
-        cursor: u64,
-    ) -> PyResult<(Vec<(PyKey, u64)>, Option<u64>)> {
+    fn list_page(&self, py: Python<'_>, model_name: Option<&str>, page_size: usize, cursor: u64) -> PyResult<Page> {
         let list = || self.handle.with(|engine| engine.list(ListCursor::from(cursor), page_size, model_name));
         let page = py.detach(list).map_err(|error| raise(&error))?;
         let objects = page.objects.into_iter().map(|(key, bytes)| (PyKey(key), bytes));

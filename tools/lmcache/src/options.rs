@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use saltern::layout::Layout;
-use saltern::{Config, DirectIo, Durability, Integrity};
+use saltern::{Config, DirectIo, Discovery, Durability, Integrity, IoPriority};
 use serde::Deserialize;
 
 const KIB: f64 = 1024.0;
@@ -54,6 +54,11 @@ pub(crate) struct Options {
     lookup_deadline_s: Option<f64>,
     pin_lease_s: Option<f64>,
     lock_wait_s: Option<f64>,
+    discovery: Option<Discovery>,
+    absent_ttl_s: Option<f64>,
+    persist_enabled: Option<bool>,
+    io_priority: Option<IoPriority>,
+    write_zeroes: Option<bool>,
     scan_threads: Option<usize>,
 }
 
@@ -94,6 +99,19 @@ impl Options {
         if let Some(name) = &self.layout {
             config.layout = name.parse::<Layout>().map_err(|error| format!("layout: {error}"))?;
         }
+        if matches!(config.layout, Layout::Nixl | Layout::Nixl3 | Layout::NixlSharded) {
+            // Such directories are shared among processes: what one stores, the others find by asking the disk.
+            config.discovery = Discovery::ScanAndAsk;
+        }
+        if self.discovery == Some(Discovery::Ask) {
+            // Its objects reach listeners only when somebody asks for them, and the host evicts by what listeners hear.
+            return Err("discovery: ask hides objects from the host's eviction; use scan or scan-and-ask".into());
+        }
+        set(&mut config.discovery, self.discovery);
+        set_time(&mut config.absent_ttl, "absent_ttl_s", self.absent_ttl_s)?;
+        set(&mut config.persist, self.persist_enabled);
+        set(&mut config.io_priority, self.io_priority);
+        set(&mut config.write_zeroes, self.write_zeroes);
         let capacity = bytes("max_capacity_gb", self.max_capacity_gb, GIB)?;
         config.capacity_bytes = (capacity > 0).then_some(capacity);
         set(&mut config.durability, self.durability);

@@ -32,6 +32,9 @@ use crate::options::Options;
 /// Places of a batch for which something holds: all of them, or a list.
 type Places = (usize, Option<Vec<usize>>);
 
+/// The host's keys and sizes, and where the next page begins.
+type Page<'py> = (Vec<(Bound<'py, PyAny>, u64)>, Option<u64>);
+
 /// An engine under LMCache's L2 adapter interface. Thread-safe.
 #[pyclass(frozen, module = "saltern._saltern")]
 pub(crate) struct Mount {
@@ -158,7 +161,7 @@ impl Mount {
         model_name: Option<&str>,
         page_size: usize,
         cursor: u64,
-    ) -> PyResult<(Vec<(Bound<'py, PyAny>, u64)>, Option<u64>)> {
+    ) -> PyResult<Page<'py>> {
         let list = || self.handle.with(|engine| engine.list(ListCursor::from(cursor), page_size, model_name));
         let page = py.detach(list).map_err(|error| raise(&error))?;
         let mut writer = KeyWriter::new(self.make_key.bind(py).clone());
@@ -172,7 +175,11 @@ impl Mount {
         let listener = Arc::new(PyListener::new(callback, self.make_key.clone_ref(py)));
         let subscribe = |engine: &Engine| engine.subscribe(listener).map(|()| engine.event_mark());
         // The GIL is given away before the engine is asked: its event thread may want it first.
-        let replayed = py.detach(|| Ok(self.handle.with(subscribe)??.wait()));
+        let replayed = py.detach(|| {
+            let mark = self.handle.with(subscribe)??;
+            mark.wait();
+            Ok(())
+        });
         replayed.map_err(|error: saltern::Error| raise(&error))
     }
 
