@@ -15,7 +15,7 @@ use crate::events::Hub;
 use crate::index::{Index, Keyed};
 use crate::integrity::Integrity;
 use crate::latent::Latent;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, NoRoom, Refusal};
 use crate::mem::Pool;
 use crate::ring::BufferRegistry;
 use crate::scan::Recovery;
@@ -131,9 +131,20 @@ impl Core {
         self.counts.lookup_misses.add((sizes.len() - hits) as u64);
     }
 
-    /// The error for an object that does not fit into the capacity.
-    pub(crate) fn full(&self, needed: u64, room: crate::ledger::NoRoom) -> Error {
+    /// The error for an object that does not fit into the capacity, or on the disk.
+    pub(crate) fn full(&self, needed: u64, room: NoRoom) -> Error {
         self.counts.stores_refused.add(1);
         Error::Full { needed, free: room.free, capacity: room.capacity }
+    }
+
+    /// The error for an object that the ledger has refused.
+    pub(crate) fn refused(&self, needed: u64, refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::Capacity(room) => self.full(needed, room),
+            Refusal::Quota(room) => {
+                self.counts.stores_over_quota.add(1);
+                Error::OverQuota { needed, free: room.free, quota: room.capacity }
+            }
+        }
     }
 }

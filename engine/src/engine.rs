@@ -188,9 +188,9 @@ impl Engine {
                     core.config.steps.at(Step::Reserved, &op.keyed.key);
                     core.mailboxes[home].push(Command::Store(op));
                 }
-                Err(room) => {
+                Err(refusal) => {
                     core.index.abort_store(&op.keyed);
-                    op.part.answer((Err(core.full(bytes, room)), Some(op.buffer)));
+                    op.part.answer((Err(core.refused(bytes, refusal)), Some(op.buffer)));
                     // Stores that met the claim meanwhile are waiting for it at the key's home.
                     core.mailboxes[home].push(Command::Released(op.keyed));
                 }

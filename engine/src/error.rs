@@ -54,6 +54,18 @@ pub enum Error {
         /// The limit: the configured capacity, or the disk's size.
         capacity: u64,
     },
+    /// Storing the object would pass the quota of its salt. Delete objects of that salt, or raise its quota.
+    #[error(
+        "over quota: {needed} bytes needed, {free} of the salt's {quota} free; delete objects of it or raise its quota"
+    )]
+    OverQuota {
+        /// Bytes that the object needs.
+        needed: u64,
+        /// Bytes of the quota that were free at that moment.
+        free: u64,
+        /// The quota of the object's salt.
+        quota: u64,
+    },
     /// The object is larger than the engine takes; it will never fit.
     #[error("object of {bytes} bytes is larger than max_object_bytes ({limit})")]
     TooLarge {

@@ -126,6 +126,8 @@ pub struct Counters {
     pub restores: u64,
     /// Stores that were refused because they did not fit.
     pub stores_refused: u64,
+    /// Stores that were refused because their salt was at its quota.
+    pub stores_over_quota: u64,
     /// Stores that failed.
     pub store_errors: u64,
     /// Bytes stored.

@@ -106,9 +106,9 @@ impl Shard {
                     return self.followers.entry(op.keyed.key.clone()).or_default().push(op);
                 }
             }
-            if let Err(room) = self.core.ledger.reserve(op.keyed.salt, op.buffer.len() as u64) {
+            if let Err(refusal) = self.core.ledger.reserve(op.keyed.salt, op.buffer.len() as u64) {
                 self.core.index.abort_store(&op.keyed);
-                let error = self.core.full(op.buffer.len() as u64, room);
+                let error = self.core.refused(op.buffer.len() as u64, refusal);
                 return self.answers.push(Answer::Store(op.part, Err(error), Some(op.buffer)));
             }
             op.claimed = true;
@@ -343,7 +343,7 @@ impl Shard {
     }
 
     fn fail_store(&mut self, keyed: &Keyed, part: Part<StoreReport>, error: Error, bytes: u64, buffer: Option<Buffer>) {
-        if !matches!(error, Error::Full { .. }) {
+        if !matches!(error, Error::Full { .. } | Error::OverQuota { .. }) {
             self.core.counts.store_errors.add(1);
         }
         self.give_up_claim(keyed, bytes);
