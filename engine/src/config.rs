@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::eviction::PolicyKind;
 use crate::integrity::Integrity;
 use crate::layout::Layout;
 use crate::steps::Steps;
@@ -91,6 +92,55 @@ impl Discovery {
     }
 }
 
+/// Who decides what goes when room is needed.
+///
+/// | | a store that would pass the capacity, or its salt's quota |
+/// |---|---|
+/// | `Host` | is refused; the host deletes |
+/// | `Engine` | makes room: others go first, by the policy, or, for the quota, the salt's own oldest |
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(tag = "mode", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Eviction {
+    /// The host, by deleting.
+    #[default]
+    Host,
+    /// The engine. Needs a capacity.
+    Engine {
+        /// In which order objects go.
+        policy: PolicyKind,
+        /// The share of the capacity from which the engine evicts, stores in flight counted; more than 0, at most 1.
+        watermark: f64,
+        /// The share of the capacity by which it then goes below the watermark; at most `watermark`.
+        ratio: f64,
+    },
+}
+
+impl Eviction {
+    /// The engine evicts by this policy, from 0.9 of the capacity down to 0.8.
+    pub fn engine(policy: PolicyKind) -> Self {
+        Self::Engine { policy, watermark: 0.9, ratio: 0.1 }
+    }
+
+    fn validate(&self, capacity: Option<u64>, discovery: Discovery) -> Result<()> {
+        let Self::Engine { watermark, ratio, .. } = *self else { return Ok(()) };
+        let fail = |reason: String| Err(Error::Config { option: "eviction", reason });
+        if capacity.is_none() {
+            return fail("the engine evicts by shares of capacity_bytes: set that, too".into());
+        }
+        if discovery == Discovery::Ask {
+            return fail("the engine can evict only what it knows: let discovery be scan or scan-and-ask".into());
+        }
+        if !(watermark > 0.0 && watermark <= 1.0) {
+            return fail(format!("watermark {watermark} is not more than 0 and at most 1"));
+        }
+        if !(ratio >= 0.0 && ratio <= watermark) {
+            return fail(format!("ratio {ratio} is not in 0..={watermark}, the watermark"));
+        }
+        Ok(())
+    }
+}
+
 /// Everything that [`crate::Engine::open`] can be told. [`Config::new`] fills in the defaults.
 ///
 /// ```
@@ -107,6 +157,8 @@ pub struct Config {
     pub layout: Layout,
     /// Most bytes of objects, counting what is on disk from earlier runs. Default: no limit.
     pub capacity_bytes: Option<u64>,
+    /// Who decides what goes when room is needed. Default: the host, by deleting.
+    pub eviction: Eviction,
     /// Threads with a ring each; a key belongs to one of them. Default 1.
     pub shards: usize,
     /// Pin each shard's thread to one of the CPUs that the process may use. Default true.
@@ -185,6 +237,7 @@ impl Config {
             dir: dir.into(),
             layout: Layout::Fs,
             capacity_bytes: None,
+            eviction: Eviction::Host,
             shards: 1,
             pin_shards: true,
             pool_bytes: 64 << 20,
@@ -250,6 +303,7 @@ impl Config {
         if self.max_queued_objects == 0 {
             return fail("max_queued_objects", "has to be at least 1".into());
         }
+        self.eviction.validate(self.capacity_bytes, self.discovery)?;
         if self.scan_threads == 0 {
             return fail("scan_threads", "has to be at least 1".into());
         }

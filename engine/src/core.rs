@@ -18,6 +18,7 @@ use crate::latent::Latent;
 use crate::ledger::{Ledger, NoRoom, Refusal};
 use crate::mem::Pool;
 use crate::ring::BufferRegistry;
+use crate::room::Room;
 use crate::scan::Recovery;
 use crate::shard::{Command, Mailbox, StoreOp};
 use crate::status::ShardStatus;
@@ -33,6 +34,7 @@ pub(crate) struct Core {
     pub(crate) latent: Latent,
     /// What lookups have found not to be on disk.
     pub(crate) absent: Absent,
+    pub(crate) room: Room,
     pub(crate) hub: Arc<Hub>,
     pub(crate) recovery: Recovery,
     pub(crate) completion: Arc<CompletionFds>,
@@ -105,7 +107,10 @@ impl Core {
 
     /// Asks the disk for an object that the index lacks, and enters it.
     pub(crate) fn ask_disk(&self, keyed: &Keyed, name: &str) -> Result<()> {
-        self.discover().enter(keyed, || self.look(name)).map(drop)
+        if self.discover().enter(keyed, || self.look(name))?.is_some() {
+            self.suspect([keyed.salt]);
+        }
+        Ok(())
     }
 
     /// Size and time of an object's file.

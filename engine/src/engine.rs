@@ -19,6 +19,7 @@ use crate::ledger::AdapterUsage;
 use crate::mem::{Buffer, Pool};
 use crate::open::Opener;
 use crate::report::{DeleteReport, LoadReport, LookupReport, StoreReport};
+use crate::room::Reserved;
 use crate::scan::RecoveryReport;
 use crate::shard::{Command, DeleteOp, LoadOp, StoreOp};
 use crate::status::{SpareStatus, Status};
@@ -108,7 +109,8 @@ impl Engine {
     }
 
     /// Stores objects. The first store of a key wins: storing it again is a success with 0 new bytes, and two stores of one
-    /// key in flight become one. An object that does not fit is refused as [`Error::Full`] before any I/O.
+    /// key in flight become one. An object that does not fit is refused as [`Error::Full`] or [`Error::OverQuota`] before any
+    /// I/O; where the engine evicts ([`Config::eviction`]), it waits for room first, and is refused when there can be none.
     ///
     /// Returns at once; the buffers come back with the results.
     pub fn store(&self, batch: Vec<(ObjectKey, Buffer)>) -> Ticket<StoreReport> {
@@ -162,14 +164,13 @@ impl Engine {
 
     /// Claims the key and reserves its bytes, and hands the store to its shard; where the index is not whole, the shard claims
     /// it when it has asked the disk. Gives the shards to wake, a bit each.
-    fn begin_store(&self, mut op: StoreOp, defer: bool, whole: bool) -> u64 {
+    fn begin_store(&self, op: StoreOp, defer: bool, whole: bool) -> u64 {
         let core = &self.core;
         if defer {
             core.deferred.lock().push(op);
             return 0;
         }
         let home = core.home(&op.keyed);
-        let bytes = op.buffer.len() as u64;
         if !whole {
             core.mailboxes[home].push(Command::Store(op));
             return 1 << home;
@@ -182,15 +183,14 @@ impl Engine {
             }
             // The shard will see when the key is free.
             BeginStore::Busy => core.mailboxes[home].push(Command::Store(op)),
-            BeginStore::New => match core.ledger.reserve(op.keyed.salt, bytes) {
-                Ok(()) => {
-                    op.claimed = true;
+            BeginStore::New => match core.reserve(op) {
+                Reserved::Now(op) => {
                     core.config.steps.at(Step::Reserved, &op.keyed.key);
                     core.mailboxes[home].push(Command::Store(op));
                 }
-                Err(refusal) => {
-                    core.index.abort_store(&op.keyed);
-                    op.part.answer((Err(core.refused(bytes, refusal)), Some(op.buffer)));
+                Reserved::Later => return 0,
+                Reserved::Never(op, error) => {
+                    op.part.answer((Err(error), Some(op.buffer)));
                     // Stores that met the claim meanwhile are waiting for it at the key's home.
                     core.mailboxes[home].push(Command::Released(op.keyed));
                 }
@@ -343,6 +343,9 @@ impl Engine {
             used_bytes,
             reserved_bytes,
             capacity_bytes: core.ledger.capacity_bytes(),
+            eviction: core.config.eviction,
+            evicting_objects: core.room.evicting(),
+            waiting_stores: core.room.waiting(),
             salts: core.ledger.salts(),
             queued_objects: core.queued.load(Ordering::Relaxed) as u64,
             shards,
@@ -423,6 +426,7 @@ impl Engine {
             let _ = scan.join();
         }
         core.release_deferred();
+        core.close_room();
         for mailbox in &core.mailboxes {
             mailbox.push(Command::Close);
             mailbox.ring();

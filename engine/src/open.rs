@@ -23,6 +23,7 @@ use crate::latent::Latent;
 use crate::ledger::Ledger;
 use crate::mem::Pool;
 use crate::ring::BufferRegistry;
+use crate::room::Room;
 use crate::scan::{Recovery, RecoveryReport, Scan};
 use crate::shard::{Mailbox, Shard, reserve_descriptors};
 use crate::status::ShardStatus;
@@ -66,7 +67,7 @@ impl Opener {
         let core = engine.core.clone();
         let unfinished = core.volume.remove_unfinished()?;
         let scan = move || {
-            let Core { config, volume, index, recovery, .. } = &*core;
+            let Core { config, volume, index, ledger, recovery, .. } = &*core;
             let scan = Scan {
                 volume,
                 layout: config.layout,
@@ -79,6 +80,8 @@ impl Opener {
             if let Some(error) = &report.error {
                 tracing::error!(error, "the scan ended early; what it did not see is asked of the disk");
             }
+            index.start_order();
+            core.suspect(ledger.all_over_quota());
             recovery.finish(report);
             core.release_deferred();
             core.hub.recovered(index);
@@ -120,7 +123,8 @@ fn start(config: Config) -> Result<Engine> {
         ledger: Ledger::new(config.capacity_bytes),
         latent: Latent::default(),
         absent: Absent::new(config.absent_ttl),
-        index: Arc::new(Index::new(hub.clone())),
+        index: Arc::new(Index::new(hub.clone(), Room::policy(&config))),
+        room: Room::new(&config),
         hub,
         recovery: Recovery::default(),
         completion,

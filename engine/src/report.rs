@@ -1,5 +1,7 @@
 //! What a batch gives back: one result a key, in the order of the batch, and the buffers lent for it.
 
+use serde::Serialize;
+
 use crate::error::Error;
 use crate::mem::Buffer;
 use crate::ticket::Report;
@@ -47,6 +49,22 @@ impl LookupReport {
 pub struct DeleteReport {
     /// For each key the bytes freed; [`Error::NotFound`] and [`Error::Pinned`] say why not.
     pub results: Vec<Result<u64, Error>>,
+}
+
+/// What one [`crate::Engine::evict_to`] did; evictions that went on beside it are counted, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct EvictionReport {
+    /// Objects that were evicted.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes of the objects that are left.
+    pub used_bytes: u64,
+    /// How often an object was passed over because it was in use.
+    pub in_use: u64,
+    /// Objects that could not be evicted.
+    pub errors: u64,
 }
 
 impl StoreReport {

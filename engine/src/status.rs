@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::config::Durability;
+use crate::config::{Durability, Eviction};
 use crate::integrity::Integrity;
 use crate::layout::Layout;
 use crate::mem::PoolStatus;
@@ -33,7 +33,13 @@ pub struct Status {
     pub reserved_bytes: u64,
     /// The configured capacity.
     pub capacity_bytes: Option<u64>,
-    /// Salts seen.
+    /// Who evicts, and from where on.
+    pub eviction: Eviction,
+    /// Victims that are not removed yet.
+    pub evicting_objects: u64,
+    /// Stores that wait for room.
+    pub waiting_stores: u64,
+    /// Salts: those seen, and those with a quota. `Engine::salts` has them by page.
     pub salts: u64,
     /// Objects queued or in flight.
     pub queued_objects: u64,
@@ -136,6 +142,16 @@ pub struct Counters {
     pub deletes: u64,
     /// Deletes that were refused because the object was in use.
     pub deletes_refused: u64,
+    /// Objects that the engine evicted.
+    pub evictions: u64,
+    /// Their bytes.
+    pub evicted_bytes: u64,
+    /// Evictions, of these, for the quota of the object's own salt.
+    pub quota_evictions: u64,
+    /// Objects that were passed over as victims because they were pinned or being loaded.
+    pub evictions_in_use: u64,
+    /// Evictions that failed; the object stayed.
+    pub eviction_errors: u64,
     /// Objects whose file had vanished or had another size.
     pub damaged: u64,
     /// Tickets that the deadline ended.

@@ -287,10 +287,15 @@ impl Ledger {
         state.salts.iter_mut().filter(|salt| !salt.has_own_quota).for_each(|salt| salt.quota = default);
     }
 
-    /// By how many bytes a salt is over its quota, reservations counted; 0 when it is not.
-    pub fn over_quota(&self, salt: SaltId) -> u64 {
+    /// By how many bytes a salt would be over its quota with `more` bytes, reservations counted; 0 when it would not.
+    pub fn over_quota(&self, salt: SaltId, more: u64) -> u64 {
         let salt = self.shared.state.lock().salts[salt.index()];
-        salt.account.taken().saturating_sub(salt.quota)
+        if salt.quota == UNLIMITED { 0 } else { salt.account.taken().saturating_add(more).saturating_sub(salt.quota) }
+    }
+
+    /// Bytes reserved for stores of a salt in flight.
+    pub fn reserved(&self, salt: SaltId) -> u64 {
+        self.shared.state.lock().salts[salt.index()].account.reserved
     }
 
     /// All salts that are over their quota. Looks at every salt.

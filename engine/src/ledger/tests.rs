@@ -134,14 +134,15 @@ fn quotas_follow_the_default_until_they_are_set() {
     assert!(ledger.all_over_quota().is_empty());
     ledger.set_quota(b, Some(100));
     ledger.set_default_quota(Some(20));
-    assert_eq!((ledger.over_quota(a), ledger.over_quota(b)), (30, 0));
+    assert_eq!((ledger.over_quota(a, 7), ledger.over_quota(b, 90)), (37, 0));
     assert_eq!(ledger.all_over_quota(), [a]);
     assert_eq!(ledger.reserve(ledger.salt("new"), 21), Err(Refusal::Quota(NoRoom { free: 20, capacity: 20 })));
     assert_eq!(ledger.reserve(b, 95), Ok(()));
     ledger.set_quota(b, None);
-    assert_eq!(ledger.over_quota(b), 80);
+    assert_eq!((ledger.over_quota(b, 0), ledger.reserved(b)), (80, 95));
     ledger.set_default_quota(None);
     assert!(ledger.all_over_quota().is_empty());
+    assert_eq!(ledger.over_quota(a, u64::MAX), 0);
     assert_eq!(ledger.reserve(a, 1 << 40), Ok(()));
     ledger.set_quota(a, Some(0));
     assert_eq!(ledger.reserve(a, 0), Ok(()));

@@ -48,7 +48,7 @@ impl Shard {
     }
 
     /// The object's name goes; its file becomes a spare where spares are kept, and goes as well where they are not.
-    fn take_name_away(&mut self, keyed: &Keyed, name: &str) -> Result<(), Errno> {
+    pub(super) fn take_name_away(&mut self, keyed: &Keyed, name: &str) -> Result<(), Errno> {
         let opened = self.descriptors.take(&keyed.key);
         let core = self.core.clone();
         // Something that is not a file may have taken the name: not ours to move or remove.
@@ -136,7 +136,7 @@ impl Shard {
 
     /// The file is gone: so are its bytes and the entry, and a store of the key may begin. The bytes first: who finds the key
     /// free must find its room free, too.
-    fn forget(&mut self, keyed: &Keyed, bytes: u64) {
+    pub(super) fn forget(&mut self, keyed: &Keyed, bytes: u64) {
         self.deltas.deleted(keyed.salt, bytes);
         self.apply_deltas();
         self.core.index.end_delete(keyed);

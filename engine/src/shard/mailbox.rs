@@ -41,10 +41,18 @@ pub(crate) struct DeleteOp {
     pub(crate) _queued: Queued,
 }
 
+/// One object to evict: it is doomed already.
+pub(crate) struct EvictOp {
+    pub(crate) keyed: Keyed,
+    pub(crate) bytes: u64,
+    pub(crate) for_quota: bool,
+}
+
 pub(crate) enum Command {
     Store(StoreOp),
     Load(LoadOp),
     Delete(DeleteOp),
+    Evict(EvictOp),
     /// A store's claim of this key was given up before it came here: those who wait for it may go on.
     Released(Keyed),
     /// Memory was registered: take it over.

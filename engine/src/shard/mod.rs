@@ -12,6 +12,7 @@
 
 mod delete;
 mod descriptors;
+mod evict;
 mod load;
 mod mailbox;
 mod spares;
@@ -35,11 +36,12 @@ use crate::ledger::Deltas;
 use crate::mem::{Buffer, IoBuffer};
 use crate::report::{DeleteReport, LoadReport, StoreReport};
 use crate::ring::{Completion, Op, Priorities, Request, Ring, Wait};
+use crate::room::Evicted;
 use crate::ticket::Part;
 pub(crate) use descriptors::reserve_descriptors;
 use descriptors::{Descriptors, open_files};
 use load::ActiveLoad;
-pub(crate) use mailbox::{Command, DeleteOp, LoadOp, Mailbox, StoreOp};
+pub(crate) use mailbox::{Command, DeleteOp, EvictOp, LoadOp, Mailbox, StoreOp};
 use spares::{Spare, Spares};
 use store::ActiveStore;
 use transfer::{Grid, Piece, Transfer};
@@ -135,6 +137,9 @@ pub(crate) struct Shard {
     waiting_deletes: VecDeque<DeleteOp>,
     /// Stores whose pieces have ended: they wait for their publication.
     written: VecDeque<usize>,
+    waiting_evictions: VecDeque<EvictOp>,
+    /// Victims that are done with, of which the plan is told after the ledger.
+    evicted: Vec<Evicted>,
     actives: Slab<Active>,
     pending: Slab<Pending>,
     loads: Lane,
@@ -192,6 +197,8 @@ impl Shard {
             waiting_stores: VecDeque::new(),
             waiting_deletes: VecDeque::new(),
             written: VecDeque::new(),
+            waiting_evictions: VecDeque::new(),
+            evicted: Vec::new(),
             actives: Slab::new(),
             pending: Slab::new(),
             loads,
@@ -298,6 +305,7 @@ impl Shard {
             && self.waiting_loads.is_empty()
             && self.waiting_stores.is_empty()
             && self.waiting_deletes.is_empty()
+            && self.waiting_evictions.is_empty()
     }
 
     /// Whether a turn of the loop could start something without waiting for a completion.
@@ -309,6 +317,7 @@ impl Shard {
     fn has_name_changes(&self) -> bool {
         !self.written.is_empty()
             || !self.waiting_deletes.is_empty()
+            || !self.waiting_evictions.is_empty()
             || (!self.waiting_stores.is_empty() && self.stores.active < self.core.config.depth)
     }
 
@@ -318,6 +327,7 @@ impl Shard {
                 Command::Load(op) => self.waiting_loads.push_back(op),
                 Command::Store(op) => self.take_store(op),
                 Command::Delete(op) => self.waiting_deletes.push_back(op),
+                Command::Evict(op) => self.waiting_evictions.push_back(op),
                 Command::Released(keyed) => self.release_followers(&keyed),
                 Command::Adopt => self.ring.adopt(&self.core.registry),
                 Command::Close => self.close(),
@@ -351,14 +361,16 @@ impl Shard {
         }
     }
 
-    /// Publishes, deletes and begins stores, in this order: what is written is nearest to its answer, and what is deleted
-    /// becomes a spare for a store.
+    /// Publishes, deletes, evicts and begins stores, in this order: what is written is nearest to its answer, and what is
+    /// deleted becomes a spare for a store.
     fn change_names(&mut self, most: usize) {
         for _ in 0..most {
             if let Some(active) = self.written.pop_front() {
                 self.end_write(active);
             } else if let Some(op) = self.waiting_deletes.pop_front() {
                 self.delete(op);
+            } else if let Some(op) = self.waiting_evictions.pop_front() {
+                self.evict(op);
             } else if self.stores.active < self.core.config.depth
                 && let Some(op) = self.waiting_stores.pop_front()
             {
@@ -513,6 +525,11 @@ impl Shard {
         if !self.deltas.is_empty() {
             self.core.ledger.apply(&self.deltas);
             self.deltas.clear();
+            self.core.ledger_changed();
+        }
+        if !self.evicted.is_empty() {
+            self.core.evicted(&self.evicted);
+            self.evicted.clear();
         }
     }
 }
@@ -522,6 +539,8 @@ impl Drop for Shard {
         // After a panic or with a broken ring: callers must not wait for a thread that is gone.
         if !self.closing {
             self.core.failed.store(true, Ordering::Release);
+            // Nobody else would: what it was to evict stays.
+            self.core.close_room();
         }
         while self.core.mailboxes[self.me].pop().is_some() {}
         self.waiting_loads.clear();

@@ -27,6 +27,7 @@ use crate::ledger::NoRoom;
 use crate::mem::{Buffer, IoBuffer};
 use crate::report::StoreReport;
 use crate::ring::Op;
+use crate::room::Reserved;
 use crate::steps::Step;
 use crate::sys::{remove_attribute, set_attribute, stat_fd};
 use crate::ticket::Part;
@@ -106,12 +107,13 @@ impl Shard {
                     return self.followers.entry(op.keyed.key.clone()).or_default().push(op);
                 }
             }
-            if let Err(refusal) = self.core.ledger.reserve(op.keyed.salt, op.buffer.len() as u64) {
-                self.core.index.abort_store(&op.keyed);
-                let error = self.core.refused(op.buffer.len() as u64, refusal);
-                return self.answers.push(Answer::Store(op.part, Err(error), Some(op.buffer)));
+            match self.core.reserve(op) {
+                Reserved::Now(reserved) => op = reserved,
+                Reserved::Later => return,
+                Reserved::Never(op, error) => {
+                    return self.answers.push(Answer::Store(op.part, Err(error), Some(op.buffer)));
+                }
             }
-            op.claimed = true;
         }
         self.waiting_stores.push_back(op);
     }

@@ -1,15 +1,21 @@
 //! What the volume holds: key to size, state, pins and order of use. In memory, shared by all threads, no I/O.
 //!
 //! Partitioned by hash; each partition has a lock that is held for a few memory accesses. State changes of one key come
-//! from its home shard alone, except for `begin_store`, lookups and unpins, which callers do on their own threads.
-//! Each change that listeners hear of enters the event queue under the partition's lock.
+//! from its home shard alone, except for `begin_store`, lookups and unpins, which callers do on their own threads, and
+//! `take_victim`, which dooms an object for its home shard to remove.
+//! Each change that listeners hear of enters the event queue under the partition's lock, and, where the engine evicts, the lists
+//! of who goes first (`order.rs`). The time of the last use is kept here alone; the lists are made of it once, when the scan
+//! has ended.
 //!
 //! ```text
-//! absent --begin_store--> Storing --commit_store--> Present --begin_delete/doom--> Doomed --end_delete--> absent
+//! absent --begin_store--> Storing --commit_store--> Present --begin_delete/doom/take_victim--> Doomed --end_delete--> absent
 //!            (abort_store: back to absent)              ^--insert_recovered (scan, or a look at the disk)
 //! ```
 
+mod locked;
+mod order;
 mod page;
+mod victims;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,9 +26,13 @@ use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::error::{Error, Result};
-use crate::events::{Event, EventKind, Hub};
+use crate::events::{EventKind, Hub};
+use crate::eviction::PolicyKind;
 use crate::key::{ChunkHash, ObjectKey, Scope};
 use crate::ledger::{Ledger, SaltId};
+pub(crate) use order::Whose;
+use order::{Change, Order};
+pub(crate) use victims::{Found, Victim};
 
 pub(crate) use self::page::Place;
 
@@ -97,6 +107,8 @@ struct Partition {
     free: Vec<u32>,
     /// Changes with every removal, so that what was seen on disk before it is not entered after it.
     epoch: u64,
+    /// Whether the lists of eviction are told of changes.
+    is_ordered: bool,
 }
 
 impl Partition {
@@ -111,11 +123,15 @@ impl Partition {
     }
 
     fn get(&mut self, keyed: &Keyed) -> Option<&mut Entry> {
-        let slot = self.find(keyed.hash, keyed.scope, keyed.key.chunk_hash())?;
+        let slot = self.slot(keyed)?;
         Some(&mut self.entries[slot as usize])
     }
 
-    fn insert(&mut self, entry: Entry) {
+    fn slot(&self, keyed: &Keyed) -> Option<u32> {
+        self.find(keyed.hash, keyed.scope, keyed.key.chunk_hash())
+    }
+
+    fn insert(&mut self, entry: Entry) -> u32 {
         let hash = entry.hash;
         let slot = match self.free.pop() {
             Some(slot) => {
@@ -133,10 +149,11 @@ impl Partition {
         };
         let entries = &self.entries;
         self.table.insert_unique(hash, slot, |slot| entries[*slot as usize].hash);
+        slot
     }
 
     fn remove(&mut self, keyed: &Keyed) -> Option<(u64, bool)> {
-        let slot = self.find(keyed.hash, keyed.scope, keyed.key.chunk_hash())?;
+        let slot = self.slot(keyed)?;
         if let Ok(found) = self.table.find_entry(keyed.hash, |other| *other == slot) {
             found.remove();
         }
@@ -153,13 +170,15 @@ struct Known {
     salt: SaltId,
 }
 
-/// The index. Thread-safe; no call blocks for longer than a few memory accesses, `lock_all` excepted.
+/// The index. Thread-safe; no call blocks for longer than a few memory accesses, `lock_all` and `start_order` excepted.
 pub(crate) struct Index {
     partitions: Box<[CachePadded<Mutex<Partition>>]>,
     scopes: boxcar::Vec<Known>,
     scope_ids: RwLock<HashTable<u32>>,
     objects: AtomicU64,
     hub: Arc<Hub>,
+    /// Where the engine evicts.
+    order: Option<Order>,
     start: Instant,
 }
 
@@ -190,19 +209,25 @@ pub(crate) enum Entered {
 pub(crate) struct Epoch(u64);
 
 impl Index {
-    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+    /// An empty index; with `eviction`, one that keeps the order of this policy, for objects of so many bytes.
+    pub(crate) fn new(hub: Arc<Hub>, eviction: Option<(PolicyKind, u64)>) -> Self {
         Self {
             partitions: (0..PARTITIONS).map(|_| CachePadded::default()).collect(),
             scopes: boxcar::Vec::new(),
             scope_ids: RwLock::default(),
             objects: AtomicU64::new(0),
             hub,
+            order: eviction.map(|(kind, bytes)| Order::new(kind, bytes)),
             start: Instant::now(),
         }
     }
 
+    fn partition_number(hash: u64) -> usize {
+        (hash >> PARTITION_SHIFT) as usize % PARTITIONS
+    }
+
     fn partition(&self, hash: u64) -> MutexGuard<'_, Partition> {
-        self.partitions[(hash >> PARTITION_SHIFT) as usize % PARTITIONS].lock()
+        self.partitions[Self::partition_number(hash)].lock()
     }
 
     fn scope_id(&self, scope: &Arc<Scope>) -> Option<u32> {
@@ -287,12 +312,11 @@ impl Index {
     /// Claims the key for a store. A store of an object that is there counts as a use of it.
     pub(crate) fn begin_store(&self, keyed: &Keyed) -> BeginStore {
         let mut partition = self.partition(keyed.hash);
-        if let Some(entry) = partition.get(keyed) {
-            if entry.state != State::Present {
+        if let Some(slot) = partition.slot(keyed) {
+            if partition.entries[slot as usize].state != State::Present {
                 return BeginStore::Busy;
             }
-            entry.used_ns = now_ns();
-            self.hub.push(EventKind::Accessed, entry.bytes, || keyed.key.clone());
+            self.used(&mut partition, slot, keyed);
             return BeginStore::Present;
         }
         partition.insert(Entry {
@@ -313,9 +337,11 @@ impl Index {
     /// The object is published: from now on it is found.
     pub(crate) fn commit_store(&self, keyed: &Keyed, bytes: u64) {
         let mut partition = self.partition(keyed.hash);
-        let entry = partition.get(keyed).expect("a store's claim stays until it is committed or given up");
+        let slot = partition.slot(keyed).expect("a store's claim stays until it is committed or given up");
+        let entry = &mut partition.entries[slot as usize];
         assert_eq!(entry.state, State::Storing, "only the claim's owner ends it");
         (entry.bytes, entry.used_ns, entry.state) = (bytes, now_ns(), State::Present);
+        self.note_insert(&partition, slot);
         self.objects.fetch_add(1, Ordering::Relaxed);
         self.hub.push(EventKind::Stored, bytes, || keyed.key.clone());
     }
@@ -336,19 +362,37 @@ impl Index {
     /// Ends a load. When the object is doomed and this was its last load, gives its size: the caller removes it.
     pub(crate) fn end_load(&self, keyed: &Keyed, used: bool) -> Option<u64> {
         let mut partition = self.partition(keyed.hash);
-        let entry = partition.get(keyed)?;
+        let slot = partition.slot(keyed)?;
+        let entry = &mut partition.entries[slot as usize];
         entry.loads -= 1;
-        if used && entry.state == State::Present {
-            entry.used_ns = now_ns();
-            self.hub.push(EventKind::Accessed, entry.bytes, || keyed.key.clone());
+        let (state, loads, bytes) = (entry.state, entry.loads, entry.bytes);
+        if used && state == State::Present {
+            self.used(&mut partition, slot, keyed);
         }
-        (entry.state == State::Doomed && entry.loads == 0).then_some(entry.bytes)
+        (state == State::Doomed && loads == 0).then_some(bytes)
+    }
+
+    /// An object was used.
+    fn used(&self, partition: &mut Partition, slot: u32, keyed: &Keyed) {
+        let entry = &mut partition.entries[slot as usize];
+        entry.used_ns = now_ns();
+        self.hub.push(EventKind::Accessed, entry.bytes, || keyed.key.clone());
+        self.note(partition, || Change::Access(self.id(keyed.hash, slot)));
+    }
+
+    /// An object goes out of sight.
+    fn hide(&self, partition: &mut Partition, slot: u32, keyed: &Keyed) {
+        partition.entries[slot as usize].state = State::Doomed;
+        self.note(partition, || Change::Remove(self.id(keyed.hash, slot)));
     }
 
     /// Marks an object as gone, whoever has pinned it: its file has vanished or is damaged. Called during a load.
     pub(crate) fn doom(&self, keyed: &Keyed) {
-        if let Some(entry) = self.partition(keyed.hash).get(keyed).filter(|entry| entry.state == State::Present) {
-            entry.state = State::Doomed;
+        let mut partition = self.partition(keyed.hash);
+        if let Some(slot) = partition.slot(keyed)
+            && partition.entries[slot as usize].state == State::Present
+        {
+            self.hide(&mut partition, slot, keyed);
         }
     }
 
@@ -359,19 +403,20 @@ impl Index {
     pub(crate) fn begin_delete(&self, keyed: &Keyed) -> Result<u64> {
         let now = self.now_ticks();
         let mut partition = self.partition(keyed.hash);
-        let Some(entry) = partition.get(keyed) else {
+        let Some(slot) = partition.slot(keyed) else {
             self.hub.push(EventKind::Absent, 0, || keyed.key.clone());
             return Err(Error::NotFound);
         };
+        let entry = &partition.entries[slot as usize];
         if entry.state != State::Present {
             return Err(Error::NotFound);
         }
-        let (pins, loads) = (entry.live_pins(now), u32::from(entry.loads));
+        let (bytes, pins, loads) = (entry.bytes, entry.live_pins(now), u32::from(entry.loads));
         if pins > 0 || loads > 0 {
             return Err(Error::Pinned { pins, loads });
         }
-        entry.state = State::Doomed;
-        Ok(entry.bytes)
+        self.hide(&mut partition, slot, keyed);
+        Ok(bytes)
     }
 
     /// The file is gone: the entry goes too.
@@ -385,8 +430,10 @@ impl Index {
 
     /// The file could not be removed: the object is back.
     pub(crate) fn abort_delete(&self, keyed: &Keyed) {
-        if let Some(entry) = self.partition(keyed.hash).get(keyed) {
-            entry.state = State::Present;
+        let mut partition = self.partition(keyed.hash);
+        if let Some(slot) = partition.slot(keyed) {
+            partition.entries[slot as usize].state = State::Present;
+            self.note_insert(&partition, slot);
         }
     }
 
@@ -417,7 +464,7 @@ impl Index {
         if partition.epoch != seen.0 {
             return Entered::Stale;
         }
-        partition.insert(Entry {
+        let slot = partition.insert(Entry {
             hash: keyed.hash,
             chunk: keyed.key.chunk_hash().clone(),
             bytes,
@@ -429,6 +476,7 @@ impl Index {
             state: State::Present,
             recovered: true,
         });
+        self.note_insert(&partition, slot);
         self.objects.fetch_add(1, Ordering::Relaxed);
         self.hub.push(EventKind::Recovered, bytes, || keyed.key.clone());
         Entered::New
@@ -438,57 +486,11 @@ impl Index {
     pub(crate) fn objects(&self) -> u64 {
         self.objects.load(Ordering::Relaxed)
     }
-
-    /// Stops all changes, for an exact snapshot.
-    pub(crate) fn lock_all(&self) -> Locked<'_> {
-        Locked { index: self, partitions: self.partitions.iter().map(|partition| partition.lock()).collect() }
-    }
 }
 
 impl Entry {
     fn live_pins(&self, now: u32) -> u32 {
         if self.lease.wrapping_sub(now) as i32 > 0 { self.pins } else { 0 }
-    }
-}
-
-/// The whole index, held still.
-pub(crate) struct Locked<'a> {
-    index: &'a Index,
-    partitions: Vec<MutexGuard<'a, Partition>>,
-}
-
-impl Locked<'_> {
-    /// The objects that were stored, not found.
-    pub(crate) fn own(&self) -> Vec<ObjectKey> {
-        let entries = self
-            .partitions
-            .iter()
-            .flat_map(|partition| partition.table.iter().map(|slot| &partition.entries[*slot as usize]));
-        let own = entries.filter(|entry| entry.state != State::Storing && !entry.recovered);
-        own.map(|entry| self.key(entry)).collect()
-    }
-
-    fn key(&self, entry: &Entry) -> ObjectKey {
-        ObjectKey::from_parts(self.index.scopes[entry.scope as usize].scope.clone(), entry.chunk.clone())
-    }
-
-    /// Every object as an event, the least recently used first.
-    pub(crate) fn snapshot(&self) -> Vec<Event> {
-        let mut present: Vec<(u64, Event)> = Vec::with_capacity(self.index.objects() as usize);
-        for partition in &self.partitions {
-            for slot in &partition.table {
-                let entry = &partition.entries[*slot as usize];
-                // What is doomed was announced, and its deletion will be.
-                if entry.state == State::Storing {
-                    continue;
-                }
-                let kind = if entry.recovered { EventKind::Recovered } else { EventKind::Stored };
-                let key = self.key(entry);
-                present.push((entry.used_ns, Event { kind, key, bytes: entry.bytes }));
-            }
-        }
-        present.sort_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.key.chunk_hash().cmp(y.key.chunk_hash())));
-        present.into_iter().map(|(_, event)| event).collect()
     }
 }
 

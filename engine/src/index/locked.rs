@@ -1,0 +1,55 @@
+//! The whole index, held still for an exact snapshot.
+
+use parking_lot::MutexGuard;
+
+use super::{Entry, Index, Partition, State};
+use crate::events::{Event, EventKind};
+use crate::key::ObjectKey;
+
+/// The whole index, held still.
+pub(crate) struct Locked<'a> {
+    index: &'a Index,
+    partitions: Vec<MutexGuard<'a, Partition>>,
+}
+
+impl Locked<'_> {
+    /// The objects that were stored, not found.
+    pub(crate) fn own(&self) -> Vec<ObjectKey> {
+        let entries = self
+            .partitions
+            .iter()
+            .flat_map(|partition| partition.table.iter().map(|slot| &partition.entries[*slot as usize]));
+        let own = entries.filter(|entry| entry.state != State::Storing && !entry.recovered);
+        own.map(|entry| self.key(entry)).collect()
+    }
+
+    fn key(&self, entry: &Entry) -> ObjectKey {
+        ObjectKey::from_parts(self.index.scopes[entry.scope as usize].scope.clone(), entry.chunk.clone())
+    }
+
+    /// Every object as an event, the least recently used first.
+    pub(crate) fn snapshot(&self) -> Vec<Event> {
+        let mut present: Vec<(u64, Event)> = Vec::with_capacity(self.index.objects() as usize);
+        for partition in &self.partitions {
+            for slot in &partition.table {
+                let entry = &partition.entries[*slot as usize];
+                // What is doomed was announced, and its deletion will be.
+                if entry.state == State::Storing {
+                    continue;
+                }
+                let kind = if entry.recovered { EventKind::Recovered } else { EventKind::Stored };
+                let key = self.key(entry);
+                present.push((entry.used_ns, Event { kind, key, bytes: entry.bytes }));
+            }
+        }
+        present.sort_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.key.chunk_hash().cmp(y.key.chunk_hash())));
+        present.into_iter().map(|(_, event)| event).collect()
+    }
+}
+
+impl Index {
+    /// Stops all changes.
+    pub(crate) fn lock_all(&self) -> Locked<'_> {
+        Locked { index: self, partitions: self.partitions.iter().map(|partition| partition.lock()).collect() }
+    }
+}
