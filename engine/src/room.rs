@@ -363,7 +363,7 @@ impl Planner<'_> {
         loop {
             let (used, reserved) = self.core.ledger.totals();
             let level = (used + reserved + self.plan.waiting_bytes).saturating_sub(self.plan.evicting_bytes);
-            if self.plan.goal.is_some_and(|goal| used + reserved <= goal) {
+            if self.plan.goal.is_some_and(|goal| used + reserved <= goal) && self.core.room.evicting() == 0 {
                 self.settle();
             }
             self.plan.is_draining = level > low && (self.plan.is_draining || level > high);
@@ -373,7 +373,7 @@ impl Planner<'_> {
             }
             if !self.evict(Whose::All) {
                 self.plan.is_draining = false;
-                if self.plan.evicting_bytes == 0 {
+                if self.core.room.evicting() == 0 {
                     self.settle();
                     // Stores in flight will be objects that can go.
                     if reserved == 0 {

@@ -18,9 +18,9 @@ impl Shard {
                 counts.evictions.add(1);
                 counts.evicted_bytes.add(bytes);
                 counts.quota_evictions.add(u64::from(for_quota));
-                // Told together with the ledger's change: else the plan would think that the room is missing.
-                self.evicted.push(Evicted { salt: keyed.salt, bytes, is_gone: true });
                 self.forget(&keyed, bytes);
+                // Told after the ledger: else the plan would think that the room is missing.
+                self.evicted.push(Evicted { salt: keyed.salt, bytes, is_gone: true });
             }
             Err(errno) => {
                 counts.eviction_errors.add(1);
