@@ -159,6 +159,8 @@ pub struct Config {
     pub capacity_bytes: Option<u64>,
     /// Who decides what goes when room is needed. Default: the host, by deleting.
     pub eviction: Eviction,
+    /// Most bytes of objects of a salt that has no quota of its own ([`crate::Engine::set_quota`]). Default: no limit.
+    pub default_quota_bytes: Option<u64>,
     /// Threads with a ring each; a key belongs to one of them. Default 1.
     pub shards: usize,
     /// Pin each shard's thread to one of the CPUs that the process may use. Default true.
@@ -238,6 +240,7 @@ impl Config {
             layout: Layout::Fs,
             capacity_bytes: None,
             eviction: Eviction::Host,
+            default_quota_bytes: None,
             shards: 1,
             pin_shards: true,
             pool_bytes: 64 << 20,

@@ -17,6 +17,7 @@ use crate::integrity::Integrity;
 use crate::latent::Latent;
 use crate::ledger::{Ledger, NoRoom, Refusal};
 use crate::mem::Pool;
+use crate::quotas::Kept;
 use crate::ring::BufferRegistry;
 use crate::room::Room;
 use crate::scan::Recovery;
@@ -35,6 +36,9 @@ pub(crate) struct Core {
     /// What lookups have found not to be on disk.
     pub(crate) absent: Absent,
     pub(crate) room: Room,
+    pub(crate) quotas: Kept,
+    /// What an operator should know, and that holds nothing up.
+    pub(crate) notes: Mutex<Vec<String>>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) recovery: Recovery,
     pub(crate) completion: Arc<CompletionFds>,
@@ -88,6 +92,25 @@ impl Core {
         }
         let queued = self.queued.clone();
         Ok(move || Queued(queued.clone()))
+    }
+
+    /// Tells operators something: in the log, and in `status`.
+    pub(crate) fn note(&self, note: String) {
+        tracing::warn!("{note}");
+        self.notes.lock().push(note);
+    }
+
+    /// Puts the quotas in force that the directory keeps.
+    pub(crate) fn apply_quotas(&self) {
+        match self.quotas.get() {
+            Ok(quotas) => {
+                self.ledger.set_default_quota(self.config.default_quota_bytes);
+                for (salt, bytes) in quotas {
+                    self.ledger.set_quota(self.ledger.salt(&salt), Some(bytes));
+                }
+            }
+            Err(error) => self.note(error.to_string()),
+        }
     }
 
     /// The shard that a key belongs to.

@@ -334,6 +334,7 @@ impl Engine {
         Status {
             is_healthy: problems.is_empty(),
             problems,
+            notes: core.notes.lock().clone(),
             volume: core.volume.status(),
             layout: core.config.layout,
             durability: core.config.durability,
@@ -347,6 +348,7 @@ impl Engine {
             evicting_objects: core.room.evicting(),
             waiting_stores: core.room.waiting(),
             salts: core.ledger.salts(),
+            default_quota_bytes: core.config.default_quota_bytes,
             queued_objects: core.queued.load(Ordering::Relaxed) as u64,
             shards,
             integrity: core.integrity,
@@ -439,6 +441,9 @@ impl Engine {
         self.asker.close();
         if !core.config.persist {
             take_away(core);
+        }
+        if !core.failed.load(Ordering::Acquire) {
+            core.save_uses();
         }
         self.core.completion.flush();
         self.core.hub.close();

@@ -66,6 +66,14 @@ pub enum Error {
         /// The quota of the object's salt.
         quota: u64,
     },
+    /// The file that keeps the quotas is damaged, or of a newer version. No quota is in force, and none can be set.
+    #[error("{path}: {reason}; no quota is in force: move the file away, or bring a good one back, and open again")]
+    Quotas {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The object is larger than the engine takes; it will never fit.
     #[error("object of {bytes} bytes is larger than max_object_bytes ({limit})")]
     TooLarge {
@@ -158,6 +166,11 @@ pub enum Error {
 impl Error {
     pub(crate) fn io(op: &'static str, path: impl Into<PathBuf>, errno: Errno) -> Self {
         Self::Io { op, path: path.into(), errno }
+    }
+
+    /// What the standard library says of a file.
+    pub(crate) fn file(op: &'static str, path: impl Into<PathBuf>, error: &std::io::Error) -> Self {
+        Self::io(op, path, Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)))
     }
 
     pub(crate) fn spawn(thread: &str, error: &std::io::Error) -> Self {

@@ -28,7 +28,7 @@ use thiserror::Error;
 pub(crate) const STAMP_NAME: &CStr = c"user.saltern";
 
 /// The polynomial of the NVM Express command set: what drives themselves use, and fast with carry-less multiplication.
-const ALGORITHM: CrcAlgorithm = CrcAlgorithm::Crc64Nvme;
+pub(crate) const ALGORITHM: CrcAlgorithm = CrcAlgorithm::Crc64Nvme;
 const ALGORITHM_NUMBER: u8 = 1;
 const VERSION: u8 = 1;
 
@@ -117,6 +117,11 @@ impl Stamp {
     pub(crate) fn checksum(&self) -> u64 {
         u64::from_le(self.checksum)
     }
+}
+
+/// The checksum of bytes that are there at once.
+pub(crate) fn checksum(bytes: &[u8]) -> u64 {
+    crc_fast::checksum(ALGORITHM, bytes)
 }
 
 /// The checksum of a payload whose pieces come in any order. It is computed in order, as far as the payload is there

@@ -93,13 +93,7 @@ impl Scope {
         if let Some(found) = model_name.chars().find(|c| matches!(c, '@' | '\0')) {
             return Err(KeyError::ModelForbidden { model: model_name.into(), found });
         }
-        if let Some(found) = cache_salt.chars().find(|c| SALT_FORBIDDEN.contains(c)) {
-            return Err(KeyError::SaltForbidden { found });
-        }
-        let chars = cache_salt.chars().count();
-        if chars > SALT_MAX_CHARS {
-            return Err(KeyError::SaltTooLong { chars });
-        }
+        check_salt(cache_salt)?;
         let hash = HASHER.hash_one((model_name, kv_rank, object_group_id, cache_salt));
         Ok(Arc::new(Self {
             model_name: model_name.into(),
@@ -147,6 +141,21 @@ impl fmt::Debug for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{:08x}@{:x}@{:?}", self.model_name, self.kv_rank, self.object_group_id, &*self.cache_salt)
     }
+}
+
+/// Checks a salt.
+///
+/// # Errors
+/// [`KeyError::SaltForbidden`] and [`KeyError::SaltTooLong`].
+pub(crate) fn check_salt(salt: &str) -> Result<(), KeyError> {
+    if let Some(found) = salt.chars().find(|c| SALT_FORBIDDEN.contains(c)) {
+        return Err(KeyError::SaltForbidden { found });
+    }
+    let chars = salt.chars().count();
+    if chars > SALT_MAX_CHARS {
+        return Err(KeyError::SaltTooLong { chars });
+    }
+    Ok(())
 }
 
 /// Bytes kept inline by [`ChunkHash`]; LMCache's hashes have 32.

@@ -25,11 +25,15 @@ mod medium;
 mod mem;
 mod open;
 pub mod probe;
+pub mod quotas;
+mod remember;
 mod report;
 mod ring;
 mod room;
+mod saved;
 pub mod scan;
 mod shard;
+mod snapshot;
 mod status;
 #[doc(hidden)]
 pub mod steps;

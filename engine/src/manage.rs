@@ -3,7 +3,9 @@
 use crate::config::Eviction;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::key::check_salt;
 use crate::ledger::SaltPage;
+use crate::quotas::Quotas;
 use crate::report::EvictionReport;
 
 impl Engine {
@@ -11,6 +13,50 @@ impl Engine {
     /// [`crate::ledger::SALT_PAGE_MAX`] of them. Begin with 0 and follow [`SaltPage::next`]. Does not block.
     pub fn salts(&self, from: u64, limit: usize) -> SaltPage {
         self.core.ledger.page(from, limit)
+    }
+
+    /// Sets the most bytes that the objects of a salt may have, and keeps it in the directory. What is over it goes at once where the
+    /// engine evicts, the oldest first, and nothing else goes for it; where the host evicts, stores of the salt are refused. 0 keeps
+    /// the salt empty. Gives the quota that it had of its own. Blocks for two syncs of small files.
+    ///
+    /// # Errors
+    /// [`Error::Key`] for a salt that cannot be; [`Error::Quotas`] while the file that keeps them is damaged; [`Error::Io`],
+    /// and then nothing has changed.
+    pub fn set_quota(&self, salt: &str, bytes: u64) -> Result<Option<u64>> {
+        check_salt(salt)?;
+        self.change_quota(salt, Some(bytes))
+    }
+
+    /// Takes a salt's own quota away: it follows [`crate::Config::default_quota_bytes`] again. Gives the quota that it had. Blocks as
+    /// [`Engine::set_quota`].
+    ///
+    /// # Errors
+    /// As [`Engine::set_quota`].
+    pub fn remove_quota(&self, salt: &str) -> Result<Option<u64>> {
+        self.change_quota(salt, None)
+    }
+
+    fn change_quota(&self, salt: &str, bytes: Option<u64>) -> Result<Option<u64>> {
+        let core = &self.core;
+        let before = core.quotas.set(salt, bytes, || core.ledger.set_quota(core.ledger.salt(salt), bytes))?;
+        core.suspect([core.ledger.salt(salt)]);
+        Ok(before)
+    }
+
+    /// A salt's own quota. Does not block.
+    ///
+    /// # Errors
+    /// [`Error::Quotas`] while the file that keeps them is damaged.
+    pub fn quota(&self, salt: &str) -> Result<Option<u64>> {
+        Ok(self.core.quotas.get()?.get(salt).copied())
+    }
+
+    /// All quotas that were set. Does not block.
+    ///
+    /// # Errors
+    /// [`Error::Quotas`] while the file that keeps them is damaged.
+    pub fn quotas(&self) -> Result<Quotas> {
+        self.core.quotas.get()
     }
 
     /// Evicts, by the policy, until at most this many bytes are used and reserved, or nothing more can go because it is in use.

@@ -22,6 +22,7 @@ use crate::integrity::Integrity;
 use crate::latent::Latent;
 use crate::ledger::Ledger;
 use crate::mem::Pool;
+use crate::quotas::Kept;
 use crate::ring::BufferRegistry;
 use crate::room::Room;
 use crate::scan::{Recovery, RecoveryReport, Scan};
@@ -80,6 +81,7 @@ impl Opener {
             if let Some(error) = &report.error {
                 tracing::error!(error, "the scan ended early; what it did not see is asked of the disk");
             }
+            core.remember_uses();
             index.start_order();
             core.suspect(ledger.all_over_quota());
             recovery.finish(report);
@@ -125,6 +127,8 @@ fn start(config: Config) -> Result<Engine> {
         absent: Absent::new(config.absent_ttl),
         index: Arc::new(Index::new(hub.clone(), Room::policy(&config))),
         room: Room::new(&config),
+        quotas: Kept::open(&volume)?,
+        notes: Mutex::default(),
         hub,
         recovery: Recovery::default(),
         completion,
@@ -139,6 +143,7 @@ fn start(config: Config) -> Result<Engine> {
         volume,
         config,
     });
+    core.apply_quotas();
     let mut engine =
         Engine { shards: Vec::new(), scan: None, asker: Asker::default(), watchdog, tickets: AtomicU64::new(1), core };
     start_shards(&mut engine)?;

@@ -15,6 +15,8 @@ pub struct Status {
     pub is_healthy: bool,
     /// Why not, where it is not.
     pub problems: Vec<String>,
+    /// What an operator should know although all is well: a snapshot that was ignored, quotas that are not in force.
+    pub notes: Vec<String>,
     /// The volume.
     pub volume: VolumeStatus,
     /// How keys become file names.
@@ -41,6 +43,8 @@ pub struct Status {
     pub waiting_stores: u64,
     /// Salts: those seen, and those with a quota. `Engine::salts` has them by page.
     pub salts: u64,
+    /// The quota of salts that have none of their own.
+    pub default_quota_bytes: Option<u64>,
     /// Objects queued or in flight.
     pub queued_objects: u64,
     /// The shards.

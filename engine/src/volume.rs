@@ -3,6 +3,8 @@
 //! ```text
 //! DIR/<object files, named by the layout>
 //! DIR/.saltern/lock          the owner's lock (flock); holds its pid as text
+//! DIR/.saltern/quotas        quotas of salts (see `quotas.rs`)
+//! DIR/.saltern/index         what it held when it was closed, and when that was used (see `snapshot.rs`)
 //! DIR/.saltern/tmp/<n>       unfinished stores; whatever is there at the next start is removed
 //! DIR/.saltern/spares/<n>    files of deleted objects, kept to be overwritten; their contents mean nothing
 //! ```
@@ -136,6 +138,12 @@ impl Volume {
     pub(crate) fn spares_dir(&self) -> Result<OwnedFd> {
         let at = |errno| Error::io("open", self.path.join(".saltern/spares"), errno);
         openat(&self.spares, ".", OPEN_DIR, Mode::empty()).map_err(at)
+    }
+
+    /// A descriptor of the directory of the engine's own files, [`STATE_DIR`].
+    pub(crate) fn state_dir(&self) -> Result<OwnedFd> {
+        let at = |errno| Error::io("open", self.path.join(STATE_DIR), errno);
+        openat(&self.dir, STATE_DIR, OPEN_DIR | OFlag::O_NOFOLLOW, Mode::empty()).map_err(at)
     }
 
     /// The lock's descriptor, to be registered with rings: it then outlives a killed process for as long as its

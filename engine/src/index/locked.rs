@@ -1,10 +1,14 @@
 //! The whole index, held still for an exact snapshot.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use parking_lot::MutexGuard;
 
 use super::{Entry, Index, Partition, State};
 use crate::events::{Event, EventKind};
-use crate::key::ObjectKey;
+use crate::key::{ObjectKey, Scope};
+use crate::snapshot::Record;
 
 /// The whole index, held still.
 pub(crate) struct Locked<'a> {
@@ -13,13 +17,33 @@ pub(crate) struct Locked<'a> {
 }
 
 impl Locked<'_> {
+    /// What a snapshot keeps of each object, the oldest use first, and the scopes that there are.
+    pub(crate) fn records(&self) -> (Vec<Arc<Scope>>, Vec<Record>) {
+        let mut scopes: Vec<Arc<Scope>> = Vec::new();
+        // The snapshot numbers those that have objects.
+        let mut numbers: HashMap<u32, u32> = HashMap::new();
+        let mut records = Vec::with_capacity(self.index.objects() as usize);
+        for entry in self.entries().filter(|entry| entry.state == State::Present) {
+            let scope = *numbers.entry(entry.scope).or_insert_with(|| {
+                scopes.push(self.index.scopes[entry.scope as usize].scope.clone());
+                scopes.len() as u32 - 1
+            });
+            let Entry { bytes, used_ns, .. } = *entry;
+            records.push(Record { scope, chunk: entry.chunk.clone(), bytes, used_ns });
+        }
+        records.sort_by(|a, b| (a.used_ns, &a.chunk).cmp(&(b.used_ns, &b.chunk)));
+        (scopes, records)
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.partitions
+            .iter()
+            .flat_map(|partition| partition.table.iter().map(|slot| &partition.entries[*slot as usize]))
+    }
+
     /// The objects that were stored, not found.
     pub(crate) fn own(&self) -> Vec<ObjectKey> {
-        let entries = self
-            .partitions
-            .iter()
-            .flat_map(|partition| partition.table.iter().map(|slot| &partition.entries[*slot as usize]));
-        let own = entries.filter(|entry| entry.state != State::Storing && !entry.recovered);
+        let own = self.entries().filter(|entry| entry.state != State::Storing && !entry.recovered);
         own.map(|entry| self.key(entry)).collect()
     }
 
@@ -30,17 +54,11 @@ impl Locked<'_> {
     /// Every object as an event, the least recently used first.
     pub(crate) fn snapshot(&self) -> Vec<Event> {
         let mut present: Vec<(u64, Event)> = Vec::with_capacity(self.index.objects() as usize);
-        for partition in &self.partitions {
-            for slot in &partition.table {
-                let entry = &partition.entries[*slot as usize];
-                // What is doomed was announced, and its deletion will be.
-                if entry.state == State::Storing {
-                    continue;
-                }
-                let kind = if entry.recovered { EventKind::Recovered } else { EventKind::Stored };
-                let key = self.key(entry);
-                present.push((entry.used_ns, Event { kind, key, bytes: entry.bytes }));
-            }
+        // What is doomed was announced, and its deletion will be.
+        for entry in self.entries().filter(|entry| entry.state != State::Storing) {
+            let kind = if entry.recovered { EventKind::Recovered } else { EventKind::Stored };
+            let key = self.key(entry);
+            present.push((entry.used_ns, Event { kind, key, bytes: entry.bytes }));
         }
         present.sort_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.key.chunk_hash().cmp(y.key.chunk_hash())));
         present.into_iter().map(|(_, event)| event).collect()

@@ -482,6 +482,18 @@ impl Index {
         Entered::New
     }
 
+    /// An object that was found, and has this size, was used then, or later if its file says so.
+    pub(crate) fn remember_use(&self, key: &ObjectKey, bytes: u64, used_ns: u64) {
+        let Some(scope) = self.scope_id(key.scope()) else { return };
+        let hash = hash_of(key);
+        let mut partition = self.partition(hash);
+        let Some(slot) = partition.find(hash, scope, key.chunk_hash()) else { return };
+        let entry = &mut partition.entries[slot as usize];
+        if entry.state == State::Present && entry.recovered && entry.bytes == bytes {
+            entry.used_ns = entry.used_ns.max(used_ns);
+        }
+    }
+
     /// Number of objects in the index.
     pub(crate) fn objects(&self) -> u64 {
         self.objects.load(Ordering::Relaxed)

@@ -12,6 +12,7 @@ mod listing;
 mod model;
 mod pins;
 mod priorities;
+mod quotas;
 mod recovery;
 mod recycling;
 mod secondary;

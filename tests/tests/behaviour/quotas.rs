@@ -1,0 +1,409 @@
+//! Salts: their quotas, that a restart keeps those, and that no salt ever sees or pays for another.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rand::Rng;
+use saltern::eviction::PolicyKind;
+use saltern::{Buffer, Config, Engine, Error, Eviction, Layout, ObjectKey};
+use saltern_tests::{
+    Recorder, Seed, assert_books, config, done, file_name, find, get, key, payload, put, remove, salted, until,
+};
+
+use crate::scratch;
+
+const OBJECT_BYTES: usize = 5000;
+const CAPACITY: u64 = 1000 * OBJECT_BYTES as u64;
+const QUOTAS: &str = ".saltern/quotas";
+
+fn objects(count: u64) -> u64 {
+    count * OBJECT_BYTES as u64
+}
+
+fn evicting(dir: &Path, policy: PolicyKind) -> Config {
+    let mut config = config(dir);
+    config.capacity_bytes = Some(CAPACITY);
+    config.eviction = Eviction::engine(policy);
+    config
+}
+
+fn store(engine: &Engine, salt: &str, numbers: std::ops::Range<u32>) {
+    for n in numbers {
+        let stored = put(engine, &salted(n, salt), &payload(n.into(), OBJECT_BYTES));
+        assert!(matches!(stored, Ok(bytes) if bytes == OBJECT_BYTES as u64), "{salt} {n}: {stored:?}");
+    }
+}
+
+fn present(engine: &Engine, salt: &str, numbers: std::ops::Range<u32>) -> Vec<u32> {
+    numbers.filter(|n| find(engine, &salted(*n, salt)).is_some()).collect()
+}
+
+fn settled(engine: &Engine) {
+    until("nothing is on its way out", || {
+        let status = engine.status();
+        status.evicting_objects == 0 && status.waiting_stores == 0 && status.queued_objects == 0
+    });
+}
+
+#[test]
+fn a_salt_at_its_quota_gives_up_its_own_oldest_and_nobody_elses() {
+    for policy in PolicyKind::ALL {
+        for shards in [1, 3] {
+            let scratch = scratch("own-oldest");
+            let mut config = evicting(scratch.path(), policy);
+            config.shards = shards;
+            let engine = Engine::open(config).expect("open");
+            assert!(matches!(engine.set_quota("greedy", objects(10)), Ok(None)));
+            // The neighbours' are older.
+            store(&engine, "", 0..20);
+            store(&engine, "small", 0..20);
+            store(&engine, "greedy", 0..10);
+            get(&engine, &salted(0, "greedy"), OBJECT_BYTES).expect("load");
+            store(&engine, "greedy", 10..15);
+            settled(&engine);
+            assert_eq!(present(&engine, "greedy", 0..15), [0, 6, 7, 8, 9, 10, 11, 12, 13, 14], "{policy}");
+            // In one batch, more than all of it.
+            let batch = (100..300).map(|n| (salted(n, "greedy"), Buffer::from(payload(n.into(), OBJECT_BYTES))));
+            let report = done(engine.store(batch.collect()));
+            assert!(report.results.iter().all(Result::is_ok), "{policy}: {:?}", report.results);
+            settled(&engine);
+            assert_eq!(engine.usage().bytes_by_salt["greedy"], objects(10), "{policy}");
+            assert_eq!(present(&engine, "", 0..20).len() + present(&engine, "small", 0..20).len(), 40, "{policy}");
+            let counters = engine.status().counters;
+            assert_eq!((counters.evictions, counters.quota_evictions), (205, 205), "{policy}");
+            assert_books(&engine, scratch.path(), Layout::Fs);
+        }
+    }
+}
+
+#[test]
+fn what_is_in_use_stays_and_what_never_fits_is_refused() {
+    let scratch = scratch("quota-pinned");
+    let engine = Engine::open(evicting(scratch.path(), PolicyKind::Lru)).expect("open");
+    engine.set_quota("a", objects(3)).expect("set");
+    store(&engine, "a", 0..3);
+    let pinned: Vec<ObjectKey> = (0..2).map(|n| salted(n, "a")).collect();
+    assert_eq!(done(engine.lookup_and_pin(&pinned)).hits(), 2);
+    store(&engine, "a", 3..5);
+    settled(&engine);
+    assert_eq!(present(&engine, "a", 0..5), [0, 1, 4]);
+    let two = payload(9, 2 * OBJECT_BYTES);
+    let refused = put(&engine, &salted(9, "a"), &two);
+    assert!(
+        matches!(refused, Err(Error::OverQuota { needed, quota, .. }) if needed == objects(2) && quota == objects(3))
+    );
+    let four = vec![1; 4 * OBJECT_BYTES];
+    assert!(matches!(put(&engine, &salted(10, "a"), &four), Err(Error::OverQuota { .. })));
+    settled(&engine);
+    assert_eq!(present(&engine, "a", 0..2), [0, 1], "pinned");
+    store(&engine, "b", 0..20);
+    engine.unpin(&pinned);
+    assert!(put(&engine, &salted(9, "a"), &two).is_ok());
+    settled(&engine);
+    assert_eq!(engine.status().counters.stores_over_quota, 2);
+    assert_books(&engine, scratch.path(), Layout::Fs);
+}
+
+#[test]
+fn where_the_host_evicts_a_salt_at_its_quota_is_refused() {
+    let scratch = scratch("host-quota");
+    let engine = Engine::open(config(scratch.path())).expect("open");
+    store(&engine, "a", 0..5);
+    engine.set_quota("a", objects(3)).expect("set");
+    assert_eq!(present(&engine, "a", 0..5).len(), 5, "nothing is taken away");
+    let full = put(&engine, &salted(5, "a"), &[1; 10]);
+    assert!(matches!(full, Err(Error::OverQuota { needed: 10, free: 0, quota }) if quota == objects(3)), "{full:?}");
+    assert!(matches!(put(&engine, &salted(0, "a"), &[1; 10]), Ok(0)), "it is there");
+    store(&engine, "b", 0..5);
+    for n in 0..3 {
+        remove(&engine, &salted(n, "a")).expect("delete");
+    }
+    assert!(matches!(put(&engine, &salted(5, "a"), &[1; OBJECT_BYTES]), Ok(_)));
+    let counters = engine.status().counters;
+    assert_eq!((counters.stores_over_quota, counters.stores_refused, counters.evictions), (1, 0, 0));
+    assert_books(&engine, scratch.path(), Layout::Fs);
+}
+
+#[test]
+fn a_lower_quota_is_followed_at_once_and_a_removed_one_no_longer() {
+    let scratch = scratch("quota-changes");
+    let mut config = evicting(scratch.path(), PolicyKind::S3Fifo);
+    config.default_quota_bytes = Some(objects(20));
+    let engine = Engine::open(config).expect("open");
+    store(&engine, "a", 0..30);
+    settled(&engine);
+    assert_eq!(present(&engine, "a", 0..30), (10..30).collect::<Vec<_>>(), "the default");
+    assert_eq!(engine.set_quota("a", objects(12)).expect("set"), None);
+    settled(&engine);
+    assert_eq!(present(&engine, "a", 0..30), (18..30).collect::<Vec<_>>());
+    assert_eq!(engine.set_quota("a", objects(30)).expect("set"), Some(objects(12)));
+    store(&engine, "a", 30..48);
+    settled(&engine);
+    assert_eq!(present(&engine, "a", 0..48).len(), 30);
+    assert_eq!(engine.remove_quota("a").expect("remove"), Some(objects(30)));
+    assert_eq!(engine.remove_quota("a").expect("remove"), None);
+    settled(&engine);
+    assert_eq!(present(&engine, "a", 0..48), (28..48).collect::<Vec<_>>(), "the default again");
+    engine.set_quota("a", 0).expect("set");
+    settled(&engine);
+    assert_eq!(present(&engine, "a", 0..48), [0; 0]);
+    assert!(matches!(put(&engine, &salted(1, "a"), b"x"), Err(Error::OverQuota { quota: 0, .. })));
+    assert!(matches!(engine.set_quota("a/b", 1), Err(Error::Key(_))));
+    assert_books(&engine, scratch.path(), Layout::Fs);
+}
+
+#[test]
+fn quotas_survive_a_restart_and_nothing_is_wiped_without_them() {
+    let scratch = scratch("quota-restart");
+    let engine = Engine::open(evicting(scratch.path(), PolicyKind::Lru)).expect("open");
+    store(&engine, "kept", 0..20);
+    store(&engine, "free", 0..20);
+    engine.set_quota("kept", objects(10)).expect("set");
+    engine.set_quota("unseen\n\"salt\"", 7).expect("set");
+    settled(&engine);
+    let quotas = BTreeMap::from([("kept".into(), objects(10)), ("unseen\n\"salt\"".into(), 7)]);
+    assert_eq!(engine.quotas().expect("quotas"), quotas);
+    engine.close();
+
+    // Files of another program: more than the quota, and older than what is there.
+    for n in 100..110 {
+        fs::write(scratch.join(&file_name(Layout::Fs, &salted(n, "kept"))), vec![7; OBJECT_BYTES]).expect("write");
+    }
+    let engine = Engine::open(evicting(scratch.path(), PolicyKind::Lru)).expect("open");
+    assert_eq!(engine.quotas().expect("quotas"), quotas);
+    assert_eq!(engine.quota("kept").expect("quota"), Some(objects(10)));
+    settled(&engine);
+    assert_eq!(present(&engine, "kept", 0..200), (100..110).collect::<Vec<_>>(), "the oldest went");
+    assert_eq!(present(&engine, "free", 0..20).len(), 20);
+    let page = engine.salts(0, 10);
+    let shown: BTreeMap<_, _> =
+        page.salts.iter().map(|salt| (&*salt.salt, (salt.used_bytes, salt.quota_bytes))).collect();
+    assert_eq!(shown["kept"], (objects(10), Some(objects(10))));
+    assert_eq!(shown["free"], (objects(20), None));
+    assert_eq!((page.salts_total, page.next, engine.status().salts), (3, None, 3));
+    assert_books(&engine, scratch.path(), Layout::Fs);
+    engine.close();
+
+    // Nobody has set quotas yet: everything stays.
+    fs::remove_file(scratch.join(QUOTAS)).expect("unlink");
+    let engine = Engine::open(evicting(scratch.path(), PolicyKind::Lru)).expect("open");
+    settled(&engine);
+    assert_eq!((present(&engine, "kept", 0..200).len(), present(&engine, "free", 0..20).len()), (10, 20));
+    assert_eq!(engine.status().counters.evictions, 0);
+}
+
+#[test]
+fn damaged_quotas_are_left_alone_and_wipe_nothing() {
+    let fixture = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures/quotas-v1-flipped"));
+    let damages = [fixture.expect("fixture"), Vec::new(), b"saltern quotas, version 2, crc64 0\n{}".to_vec()];
+    for damage in damages {
+        let scratch = scratch("quota-damaged");
+        let engine = Engine::open(evicting(scratch.path(), PolicyKind::Lru)).expect("open");
+        store(&engine, "a", 0..20);
+        engine.set_quota("a", objects(20)).expect("set");
+        engine.close();
+        fs::write(scratch.join(QUOTAS), &damage).expect("write");
+
+        let mut config = evicting(scratch.path(), PolicyKind::Lru);
+        config.default_quota_bytes = Some(objects(5));
+        let engine = Engine::open(config.clone()).expect("open");
+        settled(&engine);
+        assert_eq!(present(&engine, "a", 0..20).len(), 20, "the default must not stand for what was lost");
+        let status = engine.status();
+        assert!(status.notes.len() == 1 && status.notes[0].contains(QUOTAS), "{:?}", status.notes);
+        assert!(status.is_healthy);
+        for error in [engine.set_quota("a", 1).unwrap_err(), engine.quotas().unwrap_err()] {
+            assert!(matches!(&error, Error::Quotas { path, .. } if path.ends_with(QUOTAS)), "{error}");
+        }
+        engine.close();
+        assert_eq!(fs::read(scratch.join(QUOTAS)).expect("read"), damage);
+
+        fs::remove_file(scratch.join(QUOTAS)).expect("unlink");
+        let engine = Engine::open(config).expect("open");
+        settled(&engine);
+        assert_eq!(present(&engine, "a", 0..20).len(), 5);
+        assert_eq!(engine.status().notes, [""; 0]);
+    }
+}
+
+#[test]
+fn a_salt_never_answers_for_another() {
+    for layout in Layout::ALL {
+        let scratch = scratch("isolation");
+        let mut config = config(scratch.path());
+        config.layout = layout;
+        let engine = Engine::open(config.clone()).expect("open");
+        let heard = Recorder::new();
+        engine.subscribe(heard.clone()).expect("subscribe");
+        let salts = ["", "a", "b", "A", "0", "aa"];
+        for (n, salt) in (0..).zip(&salts[..5]) {
+            // The same chunk for all, with bytes of their own.
+            assert!(
+                matches!(put(&engine, &salted(1, salt), &payload(n, 1000 + n as usize)), Ok(bytes) if bytes == 1000 + n)
+            );
+        }
+        let check = |engine: &Engine| {
+            for (n, salt) in (0..).zip(&salts[..5]) {
+                assert_eq!(find(engine, &salted(1, salt)), Some(1000 + n), "{layout} {salt:?}");
+                assert!(
+                    get(engine, &salted(1, salt), 1000 + n as usize).expect("load") == payload(n, 1000 + n as usize)
+                );
+            }
+            let absent = salted(1, "aa");
+            assert_eq!(find(engine, &absent), None);
+            let error = get(engine, &absent, 1000).unwrap_err();
+            assert!(matches!(error, Error::NotFound) && error.to_string() == "no such object", "{error}");
+            assert!(matches!(remove(engine, &absent), Err(Error::NotFound)));
+            assert_eq!(engine.unpin(&[absent]), 0);
+        };
+        check(&engine);
+        let names: std::collections::BTreeSet<String> =
+            salts.iter().map(|salt| file_name(layout, &salted(1, salt))).collect();
+        assert_eq!(names.len(), salts.len());
+        let disk = assert_books(&engine, scratch.path(), layout);
+        assert_eq!(disk.files.len(), 5);
+        engine.close();
+        let engine = Engine::open(config).expect("open");
+        check(&engine);
+        // One salt's objects go, the others' stay.
+        remove(&engine, &salted(1, "a")).expect("delete");
+        assert_eq!((find(&engine, &salted(1, "a")), find(&engine, &salted(1, "A"))), (None, Some(1003)));
+        assert_books(&engine, scratch.path(), layout);
+        assert_eq!(heard.objects().len(), 5);
+    }
+}
+
+#[test]
+fn salts_at_their_quotas_from_many_threads_and_the_books_agree() {
+    let seed = Seed::new("salts_at_their_quotas_from_many_threads_and_the_books_agree");
+    let scratch = scratch("quota-threads");
+    let mut config = evicting(scratch.path(), PolicyKind::Arc);
+    config.shards = 2;
+    config.capacity_bytes = Some(objects(120));
+    let engine = Engine::open(config).expect("open");
+    let salts = ["a", "b", "c", "d"];
+    for salt in &salts[..3] {
+        engine.set_quota(salt, objects(20)).expect("set");
+    }
+    std::thread::scope(|scope| {
+        for (stream, salt) in (0..).zip(salts) {
+            let (engine, seed) = (&engine, &seed);
+            scope.spawn(move || {
+                let mut rng = seed.rng(stream);
+                for round in 0..600 {
+                    let n = rng.random_range(0..100);
+                    let bytes = rng.random_range(0..3 * OBJECT_BYTES);
+                    match rng.random_range(0..6) {
+                        0 => drop(remove(engine, &salted(n, salt))),
+                        1 if round % 50 == 0 && salt != "d" => {
+                            engine.set_quota(salt, objects(rng.random_range(5..30))).expect("set");
+                        }
+                        _ => match put(engine, &salted(n, salt), &vec![n as u8; bytes]) {
+                            Ok(_) | Err(Error::Full { .. } | Error::OverQuota { .. }) => {}
+                            other => panic!("{other:?}"),
+                        },
+                    }
+                }
+            });
+        }
+    });
+    settled(&engine);
+    let usage = engine.usage();
+    for salt in &salts[..3] {
+        let quota = engine.quota(salt).expect("quota").expect("set");
+        assert!(usage.bytes_by_salt.get(*salt).is_none_or(|used| *used <= quota), "{salt}: {usage:?}, {quota}");
+    }
+    assert!(engine.status().counters.quota_evictions > 0);
+    assert_books(&engine, scratch.path(), Layout::Fs);
+}
+
+#[test]
+fn when_objects_were_used_survives_a_clean_restart() {
+    for policy in PolicyKind::ALL {
+        let scratch = scratch("use-restart");
+        let engine = Engine::open(evicting(scratch.path(), policy)).expect("open");
+        for n in 0..20 {
+            put(&engine, &key(n), &payload(n.into(), OBJECT_BYTES)).expect("store");
+        }
+        for n in (0..10).rev() {
+            get(&engine, &key(n), OBJECT_BYTES).expect("load");
+        }
+        engine.close();
+        let told = |engine: &Engine| {
+            let heard = Recorder::new();
+            engine.subscribe(heard.clone()).expect("subscribe");
+            until("the replay is complete", || heard.events().len() == 20);
+            heard.events().into_iter().map(|event| event.key).collect::<Vec<_>>()
+        };
+        let expected: Vec<ObjectKey> = (10..20).chain((0..10).rev()).map(key).collect();
+        for _ in 0..2 {
+            let engine = Engine::open(evicting(scratch.path(), policy)).expect("open");
+            assert!(told(&engine) == expected, "{policy}: without a use the order stays");
+            assert_eq!(engine.status().notes, [""; 0]);
+            engine.close();
+        }
+        let engine = Engine::open(evicting(scratch.path(), policy)).expect("open");
+        engine.evict_to(objects(5)).expect("evict");
+        assert_eq!(
+            (0..20).filter(|n| find(&engine, &key(*n)).is_some()).collect::<Vec<_>>(),
+            [0, 1, 2, 3, 4],
+            "{policy}"
+        );
+        assert_books(&engine, scratch.path(), Layout::Fs);
+    }
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_used_is_ignored_with_a_note() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures");
+    let cases =
+        [("index-v1-cut", "damaged"), ("index-v1-flipped", "damaged"), ("index-v2", "version 2"), ("index-v1", "nixl")];
+    for (name, reason) in cases {
+        let scratch = scratch("snapshot");
+        let engine = Engine::open(config(scratch.path())).expect("open");
+        for n in 0..5 {
+            put(&engine, &key(n), &payload(n.into(), OBJECT_BYTES)).expect("store");
+        }
+        get(&engine, &key(0), OBJECT_BYTES).expect("load");
+        engine.close();
+        fs::copy(fixtures.join(name), scratch.join(".saltern/index")).expect("copy");
+        let engine = Engine::open(config(scratch.path())).expect("open");
+        let status = engine.status();
+        assert!(status.notes.len() == 1 && status.notes[0].contains(reason), "{name}: {:?}", status.notes);
+        assert!(status.is_healthy && status.objects == 5);
+        assert_books(&engine, scratch.path(), Layout::Fs);
+        engine.close();
+        // Closing in good order has written a good one.
+        let engine = Engine::open(config(scratch.path())).expect("open");
+        assert_eq!(engine.status().notes, [""; 0]);
+    }
+}
+
+#[test]
+fn what_changed_while_it_was_away_is_as_the_directory_says() {
+    let scratch = scratch("snapshot-stale");
+    let engine = Engine::open(config(scratch.path())).expect("open");
+    for n in 0..5 {
+        put(&engine, &key(n), &payload(n.into(), OBJECT_BYTES)).expect("store");
+    }
+    engine.close();
+    let path = |n| scratch.join(&file_name(Layout::Fs, &key(n)));
+    fs::remove_file(path(0)).expect("unlink");
+    // Number 1 is written anew, with its old size: used then, whatever the snapshot says. Times are set: the kernel's are coarse.
+    let now = SystemTime::now();
+    for (n, bytes) in [(1, OBJECT_BYTES), (2, 10), (7, 20)] {
+        fs::write(path(n), vec![9; bytes]).expect("write");
+        let file = fs::File::options().write(true).open(path(n)).expect("open");
+        file.set_modified(now + Duration::from_secs(n.into())).expect("utimens");
+    }
+    let engine = Engine::open(config(scratch.path())).expect("open");
+    assert_books(&engine, scratch.path(), Layout::Fs);
+    assert_eq!((find(&engine, &key(0)), find(&engine, &key(2)), find(&engine, &key(7))), (None, Some(10), Some(20)));
+    let heard = Recorder::new();
+    engine.subscribe(heard.clone()).expect("subscribe");
+    until("the replay is complete", || heard.events().len() == 5);
+    let told: Vec<ObjectKey> = heard.events().into_iter().map(|event| event.key).collect();
+    assert!(told == [3, 4, 1, 2, 7].map(key), "{told:?}");
+}
