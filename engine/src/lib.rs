@@ -21,7 +21,6 @@ mod leave;
 pub mod ledger;
 mod list;
 mod manage;
-mod medium;
 mod mem;
 mod open;
 pub mod probe;

@@ -13,13 +13,14 @@
 //! Every call here is a plain system call of some microseconds: on a local disk that is cheaper than through the
 //! ring, which hands them to worker threads.
 
-use std::io::{Read, Seek, Write};
+mod lock;
+mod medium;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
+use nix::fcntl::{AT_FDCWD, Flock, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -27,16 +28,16 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::config::{Config, DirectIo};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
-use crate::medium::{Direct, Medium, write_zeroes};
 use crate::status::VolumeStatus;
 use crate::sys::{FileStat, stat_at, stat_fd};
+use lock::take_lock;
+use medium::{Direct, Medium, write_zeroes};
 
 /// Everything of the engine's own in a volume.
 pub(crate) const STATE_DIR: &str = ".saltern";
 /// Unfinished stores, inside [`STATE_DIR`].
 pub(crate) const TEMP_DIR: &str = "tmp";
 const SPARES_DIR: &str = "spares";
-const LOCK_FILE: &str = "lock";
 
 /// File systems on which overwriting a file is cheaper than making one; ARCHITECTURE.md has the measurements. On btrfs,
 /// which never overwrites in place, it is not.
@@ -46,9 +47,6 @@ const DIR_MODE: Mode = Mode::S_IRWXU;
 const FILE_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 const OPEN_DIR: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 const OPEN_FILE: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK);
-
-/// How often a dead owner's lock is tried again.
-const LOCK_RETRY: Duration = Duration::from_millis(2);
 
 /// An owned directory. Thread-safe; calls block for as long as the file system does.
 pub(crate) struct Volume {
@@ -379,52 +377,6 @@ fn own_dir(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
         Ok(()) | Err(Errno::EEXIST) => openat(parent, name, OPEN_DIR | OFlag::O_NOFOLLOW, Mode::empty()),
         Err(errno) => Err(errno),
     }
-}
-
-/// Takes the owner's lock. The I/O of a killed owner may hold it for a moment: that is waited for.
-fn take_lock(state: BorrowedFd<'_>, path: &Path, wait: Duration) -> Result<Flock<std::fs::File>> {
-    let lock_path = || path.join(STATE_DIR).join(LOCK_FILE);
-    let flags = OPEN_FILE | OFlag::O_RDWR | OFlag::O_CREAT;
-    let fd = openat(state, LOCK_FILE, flags, FILE_MODE).map_err(|errno| Error::io("open", lock_path(), errno))?;
-    let mut file = std::fs::File::from(fd);
-    let start = Instant::now();
-    let mut lock = loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => break lock,
-            Err((returned, Errno::EWOULDBLOCK)) => {
-                file = returned;
-                let owner = read_owner(&mut file);
-                if owner.is_none_or(is_alive) || start.elapsed() >= wait {
-                    let owner = owner.map_or("another process".into(), |pid| format!("pid {pid}"));
-                    return Err(Error::VolumeOwned { dir: path.into(), owner });
-                }
-                std::thread::sleep(LOCK_RETRY);
-            }
-            Err((_, errno)) => return Err(Error::io("flock", lock_path(), errno)),
-        }
-    };
-    let written = lock
-        .set_len(0)
-        .and_then(|()| lock.rewind())
-        .and_then(|()| lock.write_all(format!("{}\n", std::process::id()).as_bytes()));
-    written.map_err(|error| {
-        Error::io("write", lock_path(), Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)))
-    })?;
-    Ok(lock)
-}
-
-fn read_owner(file: &mut std::fs::File) -> Option<u32> {
-    let mut text = String::new();
-    file.rewind().ok()?;
-    file.take(32).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
-}
-
-/// Whether a process of this id runs (a zombie does not: only its kernel side may still hold the lock).
-fn is_alive(pid: u32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The state follows the command's name, which is in parentheses and may hold anything.
-    !matches!(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()), Some('Z' | 'X'))
 }
 
 /// Opens a directory for looking only.

@@ -1,0 +1,63 @@
+//! The owner's lock of a volume: `.saltern/lock`, an flock that holds the owner's pid as text.
+
+use std::io::{Read, Seek, Write};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag, openat};
+
+use super::{FILE_MODE, OPEN_FILE, STATE_DIR};
+use crate::error::{Error, Result};
+
+const LOCK_FILE: &str = "lock";
+
+/// How often a dead owner's lock is tried again.
+const LOCK_RETRY: Duration = Duration::from_millis(2);
+
+/// Takes the owner's lock. The I/O of a killed owner may hold it for a moment: that is waited for.
+pub(super) fn take_lock(state: BorrowedFd<'_>, path: &Path, wait: Duration) -> Result<Flock<std::fs::File>> {
+    let lock_path = || path.join(STATE_DIR).join(LOCK_FILE);
+    let flags = OPEN_FILE | OFlag::O_RDWR | OFlag::O_CREAT;
+    let fd = openat(state, LOCK_FILE, flags, FILE_MODE).map_err(|errno| Error::io("open", lock_path(), errno))?;
+    let mut file = std::fs::File::from(fd);
+    let start = Instant::now();
+    let mut lock = loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => break lock,
+            Err((returned, Errno::EWOULDBLOCK)) => {
+                file = returned;
+                let owner = read_owner(&mut file);
+                if owner.is_none_or(is_alive) || start.elapsed() >= wait {
+                    let owner = owner.map_or("another process".into(), |pid| format!("pid {pid}"));
+                    return Err(Error::VolumeOwned { dir: path.into(), owner });
+                }
+                std::thread::sleep(LOCK_RETRY);
+            }
+            Err((_, errno)) => return Err(Error::io("flock", lock_path(), errno)),
+        }
+    };
+    let written = lock
+        .set_len(0)
+        .and_then(|()| lock.rewind())
+        .and_then(|()| lock.write_all(format!("{}\n", std::process::id()).as_bytes()));
+    written.map_err(|error| {
+        Error::io("write", lock_path(), Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32)))
+    })?;
+    Ok(lock)
+}
+
+fn read_owner(file: &mut std::fs::File) -> Option<u32> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Whether a process of this id runs (a zombie does not: only its kernel side may still hold the lock).
+fn is_alive(pid: u32) -> bool {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The state follows the command's name, which is in parentheses and may hold anything.
+    !matches!(stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()), Some('Z' | 'X'))
+}
