@@ -64,7 +64,7 @@ impl Asker {
 fn look_up(core: &Core, key: &ObjectKey, name: &str) -> Result<()> {
     let hash = hash_of(key);
     // Looked at before the key is resolved: what is nowhere leaves no trace in index and ledger, whatever its salt.
-    if core.look(name)?.is_none() && !core.latent.contains(hash) {
+    if !core.index.is_hint(key) && core.look(name)?.is_none() && !core.latent.contains(hash) {
         core.absent.remember(hash);
         return Ok(());
     }

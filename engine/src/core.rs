@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::events::Hub;
 use crate::index::{Index, Keyed};
 use crate::integrity::Integrity;
+use crate::keep;
 use crate::latent::Latent;
 use crate::ledger::{Ledger, NoRoom, Refusal};
 use crate::mem::Pool;
@@ -37,6 +38,7 @@ pub(crate) struct Core {
     pub(crate) absent: Absent,
     pub(crate) room: Room,
     pub(crate) quotas: Kept,
+    pub(crate) kept: keep::Kept,
     /// What an operator should know, and that holds nothing up.
     pub(crate) notes: Mutex<Vec<String>>,
     pub(crate) hub: Arc<Hub>,
@@ -58,6 +60,8 @@ pub(crate) struct Core {
     pub(crate) min_free_bytes: u64,
     pub(crate) closing: AtomicBool,
     pub(crate) failed: AtomicBool,
+    /// Shards whose thread has ended, a bit each.
+    pub(crate) stopped_shards: AtomicU64,
     pub(crate) queued: Arc<AtomicUsize>,
     /// Stores that came before the scan knew how much room there is.
     pub(crate) deferred: Mutex<Vec<StoreOp>>,

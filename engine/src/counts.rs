@@ -48,6 +48,12 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// A number that changes with everything that a snapshot of the index would show.
+    pub(crate) fn changes(&self) -> u64 {
+        let all = [&self.stores, &self.restores, &self.loads, &self.deletes, &self.evictions, &self.damaged];
+        all.map(Count::get).iter().sum()
+    }
+
     pub(crate) fn snapshot(&self, ledger_underflows: u64) -> Counters {
         Counters {
             lookup_hits: self.lookup_hits.get(),

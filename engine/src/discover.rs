@@ -4,7 +4,7 @@
 //! ledger must have its bytes by then. What turns out to be known already is taken back.
 
 use crate::error::Result;
-use crate::index::{Entered, Epoch, Index, Keyed};
+use crate::index::{Entered, Epoch, Index, Keyed, Sight};
 use crate::latent::Latent;
 use crate::ledger::{Deltas, Ledger};
 use crate::steps::{Step, Steps};
@@ -22,8 +22,8 @@ pub(crate) struct Discover<'a> {
 }
 
 impl Discover<'_> {
-    /// Enters an object into the index, whatever happens to its key meanwhile; gives its size when it was neither there nor
-    /// counted.
+    /// Enters an object into the index, whatever happens to its key meanwhile, or settles what a snapshot says of it; gives its size
+    /// when it was neither there nor counted by a pass over the directory.
     pub(crate) fn enter(&self, keyed: &Keyed, look: impl Fn() -> Result<Look>) -> Result<Option<u64>> {
         let latent = self.latent.take(keyed.hash());
         let insert = |bytes, used_ns, seen| self.index.insert_recovered(keyed, bytes, used_ns, seen);
@@ -53,18 +53,30 @@ impl Discover<'_> {
         insert: impl Fn(u64, u64, Epoch) -> Entered,
     ) -> Result<Option<u64>> {
         let outcome = loop {
-            let Some(seen) = self.index.epoch_if_absent(keyed) else { break Ok(None) };
-            let (bytes, used_ns) = match look() {
-                Ok(Some(found)) => found,
-                Ok(None) => break Ok(None),
+            let sight = self.index.sight(keyed);
+            if let Sight::Known = sight {
+                break Ok(None);
+            }
+            let found = match look() {
+                Ok(found) => found,
                 Err(error) => break Err(error),
             };
             self.steps.at(Step::Looked, &keyed.key);
-            self.recount(keyed, counted, bytes);
-            counted = bytes;
-            match insert(bytes, used_ns, seen) {
-                Entered::New => return Ok(Some(bytes)),
-                Entered::Known => break Ok(None),
+            let entered = match (sight, found) {
+                // What is counted for a hint changes under its partition's lock.
+                (Sight::Hinted(seen), _) => {
+                    self.index.settle_hint(keyed, found, seen, |from, to| self.recount(keyed, from, to))
+                }
+                (Sight::Absent(seen), Some((bytes, used_ns))) => {
+                    self.recount(keyed, counted, bytes);
+                    counted = bytes;
+                    insert(bytes, used_ns, seen)
+                }
+                (Sight::Absent(_) | Sight::Known, _) => break Ok(None),
+            };
+            match entered {
+                Entered::New => return Ok(found.map(|(bytes, _)| bytes)),
+                Entered::Known | Entered::Gone => break Ok(None),
                 Entered::Stale => {}
             }
         };

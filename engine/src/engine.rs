@@ -13,6 +13,7 @@ use crate::core::{Core, Queued};
 use crate::error::{Error, Result};
 use crate::events::{EventMark, Listener};
 use crate::index::{BeginStore, hash_of};
+use crate::keep::Keeper;
 use crate::key::ObjectKey;
 use crate::leave::take_away;
 use crate::ledger::AdapterUsage;
@@ -21,8 +22,9 @@ use crate::open::Opener;
 use crate::report::{DeleteReport, LoadReport, LookupReport, StoreReport};
 use crate::room::Reserved;
 use crate::scan::RecoveryReport;
+use crate::serve::Server;
 use crate::shard::{Command, DeleteOp, LoadOp, StoreOp};
-use crate::status::{SpareStatus, Status};
+use crate::status::{SnapshotStatus, SpareStatus, Status};
 use crate::steps::Step;
 use crate::ticket::{Part, Report, Ticket, open_batch};
 use crate::watchdog::{Line, Watchdog};
@@ -62,6 +64,8 @@ pub struct Engine {
     pub(crate) core: Arc<Core>,
     pub(crate) shards: Vec<JoinHandle<()>>,
     pub(crate) scan: Option<JoinHandle<()>>,
+    pub(crate) keeper: Option<Keeper>,
+    pub(crate) server: Option<Server>,
     pub(crate) asker: Asker,
     pub(crate) watchdog: Watchdog,
     pub(crate) tickets: AtomicU64,
@@ -202,7 +206,7 @@ impl Engine {
     /// Looks keys up, and pins what is found: until `unpin`, or until the lease ends, it is not deleted.
     ///
     /// Answers from memory, without waiting behind I/O; while the scan runs, and always where other programs write to the
-    /// directory ([`Config::discovery`]), keys that the index lacks are asked of the disk, on a thread of their own. A key
+    /// directory ([`Config::discovery`]), keys that the index lacks, or knows from a snapshot alone, are asked of the disk, on a thread of their own. A key
     /// that has no valid file name is a miss.
     pub fn lookup_and_pin(&self, keys: &[ObjectKey]) -> Ticket<LookupReport> {
         let core = &self.core;
@@ -315,12 +319,19 @@ impl Engine {
 
     /// What the engine says of itself. Makes a system call or two.
     pub fn status(&self) -> Status {
-        let core = &self.core;
+        self.core.status()
+    }
+}
+
+impl Core {
+    /// As [`Engine::status`].
+    pub(crate) fn status(&self) -> Status {
+        let core = self;
         let (used_bytes, reserved_bytes) = core.ledger.totals();
         let mut shards = core.shard_status.lock().clone();
         let mut problems = Vec::new();
-        for (number, (status, thread)) in shards.iter_mut().zip(&self.shards).enumerate() {
-            status.is_running = !thread.is_finished();
+        for (number, status) in shards.iter_mut().enumerate() {
+            status.is_running = core.stopped_shards.load(Ordering::Relaxed) & (1 << number) == 0;
             if !status.is_running {
                 problems.push(format!("shard {number} has failed; close the engine and open it again"));
             }
@@ -341,6 +352,7 @@ impl Engine {
             recovered: core.recovery.is_complete(),
             objects: core.index.objects(),
             latent_objects: core.latent.objects(),
+            snapshot: SnapshotStatus { hinted_objects: core.index.hints(), ..core.kept.status.lock().clone() },
             used_bytes,
             reserved_bytes,
             capacity_bytes: core.ledger.capacity_bytes(),
@@ -363,9 +375,12 @@ impl Engine {
             counters: core.counts.snapshot(core.ledger.underflows()),
         }
     }
+}
 
+impl Engine {
     /// Tells a listener of every change from now on, after a replay of all objects that there are, the least recently used
-    /// first. Before the scan is complete, the replay waits for it.
+    /// first. Before the scan is complete, the replay waits for it, unless there was a snapshot of an earlier run: then it is what that
+    /// says, and what the scan finds to be otherwise follows as changes.
     ///
     /// # Errors
     /// [`Error::Io`] when no thread can be had.
@@ -424,8 +439,14 @@ impl Engine {
         let core = &self.core;
         core.closing.store(true, Ordering::Release);
         core.recovery.stop.store(true, Ordering::Relaxed);
+        if let Some(mut server) = self.server.take() {
+            server.stop();
+        }
         if let Some(scan) = self.scan.take() {
             let _ = scan.join();
+        }
+        if let Some(mut keeper) = self.keeper.take() {
+            keeper.stop();
         }
         core.release_deferred();
         core.close_room();
@@ -442,9 +463,7 @@ impl Engine {
         if !core.config.persist {
             take_away(core);
         }
-        if !core.failed.load(Ordering::Acquire) {
-            core.save_uses();
-        }
+        core.save_at_close();
         self.core.completion.flush();
         self.core.hub.close();
         self.watchdog.stop();

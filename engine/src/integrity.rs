@@ -119,8 +119,8 @@ impl Stamp {
     }
 }
 
-/// The checksum of bytes that are there at once.
-pub(crate) fn checksum(bytes: &[u8]) -> u64 {
+/// The checksum of bytes that are there at once: CRC-64/NVME, as in the stamps of files.
+pub fn checksum(bytes: &[u8]) -> u64 {
     crc_fast::checksum(ALGORITHM, bytes)
 }
 

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::events::Hub;
 use crate::index::Index;
 use crate::integrity::Integrity;
+use crate::keep::{self, Keeper};
 use crate::latent::Latent;
 use crate::ledger::Ledger;
 use crate::mem::Pool;
@@ -26,6 +27,7 @@ use crate::quotas::Kept;
 use crate::ring::BufferRegistry;
 use crate::room::Room;
 use crate::scan::{Recovery, RecoveryReport, Scan};
+use crate::serve::Server;
 use crate::shard::{Mailbox, Shard, reserve_descriptors};
 use crate::status::ShardStatus;
 use crate::volume::Volume;
@@ -50,8 +52,9 @@ impl Opener {
         self
     }
 
-    /// Returns before the scan is complete. Until then keys that the index lacks are asked of the disk, and stores wait
-    /// for the scan where there is a capacity.
+    /// Returns before the scan is complete. Until then keys that the scan has not come to are asked of the disk, whether a snapshot of
+    /// an earlier run tells of them or not, and stores wait for the scan where there is a capacity. Usage, and what listeners are
+    /// replayed, is what the snapshot says, where there is one, and follows the scan.
     pub fn background(mut self, background: bool) -> Self {
         self.background = background;
         self
@@ -67,6 +70,11 @@ impl Opener {
         let mut engine = start(config)?;
         let core = engine.core.clone();
         let unfinished = core.volume.remove_unfinished()?;
+        let from_snapshot = core.take_hints();
+        if from_snapshot > 0 {
+            // Who subscribes from now on hears of them at once.
+            core.hub.recovered(&core.index);
+        }
         let scan = move || {
             let Core { config, volume, index, ledger, recovery, .. } = &*core;
             let scan = Scan {
@@ -77,11 +85,16 @@ impl Opener {
                 threads: config.scan_threads,
             };
             let mut report = scan.run(recovery, &*progress);
-            report.unfinished = unfinished;
+            (report.unfinished, report.from_snapshot) = (unfinished, from_snapshot);
+            if report.error.is_none() {
+                match core.sweep_hints() {
+                    Ok(gone) => report.gone = gone,
+                    Err(error) => report.error = Some(error.to_string()),
+                }
+            }
             if let Some(error) = &report.error {
                 tracing::error!(error, "the scan ended early; what it did not see is asked of the disk");
             }
-            core.remember_uses();
             index.start_order();
             core.suspect(ledger.all_over_quota());
             recovery.finish(report);
@@ -128,6 +141,7 @@ fn start(config: Config) -> Result<Engine> {
         index: Arc::new(Index::new(hub.clone(), Room::policy(&config))),
         room: Room::new(&config),
         quotas: Kept::open(&volume)?,
+        kept: keep::Kept::default(),
         notes: Mutex::default(),
         hub,
         recovery: Recovery::default(),
@@ -138,15 +152,26 @@ fn start(config: Config) -> Result<Engine> {
         shard_status: Mutex::new(Vec::new()),
         closing: AtomicBool::new(false),
         failed: AtomicBool::new(false),
+        stopped_shards: AtomicU64::new(0),
         queued: Arc::new(AtomicUsize::new(0)),
         deferred: Mutex::default(),
         volume,
         config,
     });
     core.apply_quotas();
-    let mut engine =
-        Engine { shards: Vec::new(), scan: None, asker: Asker::default(), watchdog, tickets: AtomicU64::new(1), core };
+    let mut engine = Engine {
+        shards: Vec::new(),
+        scan: None,
+        keeper: None,
+        server: None,
+        asker: Asker::default(),
+        watchdog,
+        tickets: AtomicU64::new(1),
+        core,
+    };
     start_shards(&mut engine)?;
+    engine.keeper = Some(Keeper::start(&engine.core)?);
+    engine.server = Some(Server::start(&engine.core));
     Ok(engine)
 }
 

@@ -1,54 +1,96 @@
-//! When objects were used, over a restart: saved in the snapshot of the index when an engine closes in good order, and taken
-//! up again when the next one has scanned the directory.
+//! What an earlier run has held, taken from its snapshot when an engine opens: hints for the index, which the scan, and whoever asks for
+//! an object before the scan has come to it, bring to the truth.
+//!
+//! ```text
+//! .saltern/index --take_hints--> index and ledger --> listeners, oldest first
+//! directory -------scan--------> settles the hints whose files it meets, enters what is new
+//! disk ---------sweep_hints----> settles the rest: those files are gone
+//! ```
+//!
+//! The sweep asks the disk for each that is left, instead of taking the scan's silence for an answer: names move while a directory is
+//! read.
 
 use std::os::fd::AsFd;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::config::Discovery;
 use crate::core::Core;
+use crate::error::{Error, Result};
+use crate::index::Keyed;
+use crate::ledger::Deltas;
 use crate::saved;
-use crate::snapshot::{Contents, FILE, FILE_BYTES_MAX, Snapshot};
+use crate::snapshot::{FILE, FILE_BYTES_MAX, Snapshot};
 
 impl Core {
-    /// Takes the times of use up, of objects that are as they were. What is wrong with the snapshot is noted, and nothing else
-    /// comes of it.
-    pub(crate) fn remember_uses(&self) {
-        if let Err(reason) = self.try_remember() {
-            let path = self.volume.path().join(crate::volume::STATE_DIR).join(FILE);
-            self.note(format!("{}: {reason}; when objects were used is taken from their files", path.display()));
+    /// Takes up what the snapshot says; gives how many objects that are. What is wrong with it is noted, and nothing else comes of
+    /// that. Called before there are callers.
+    pub(crate) fn take_hints(&self) -> u64 {
+        // Where the index is not to know the whole directory, it is not to know it from a snapshot either.
+        if self.config.discovery == Discovery::Ask {
+            return 0;
         }
+        if let Err(reason) = self.try_take_hints() {
+            let path = self.volume.path().join(crate::volume::STATE_DIR).join(FILE);
+            self.note(format!("{}: {reason}; what there is, and since when, is taken from the files", path.display()));
+        }
+        self.index.hints()
     }
 
-    fn try_remember(&self) -> Result<(), String> {
+    fn try_take_hints(&self) -> Result<(), String> {
         let state = self.volume.state_dir().map_err(|error| error.to_string())?;
         let contents = saved::read(state.as_fd(), FILE, FILE_BYTES_MAX).map_err(|error| error.to_string())?;
         let Some(contents) = contents else { return Ok(()) };
         let snapshot = Snapshot::parse(&contents, self.config.layout).map_err(|error| error.to_string())?;
-        for record in snapshot {
-            let (key, bytes, used_ns) = record.map_err(|error| error.to_string())?;
-            self.index.remember_use(&key, bytes, used_ns);
-        }
-        Ok(())
+        let scopes: Vec<_> = snapshot.scopes.iter().map(|scope| self.index.hint_scope(scope, &self.ledger)).collect();
+        // As many as the file can hold, whatever it says.
+        self.index.expect_hints((snapshot.left() as usize).min(contents.len() / crate::snapshot::RECORD_BYTES_MIN));
+        let mut deltas = Deltas::new();
+        let taken = snapshot.into_iter().try_for_each(|record| {
+            let record = record.map_err(|error| error.to_string())?;
+            let scope = &scopes[record.scope as usize];
+            if self.index.add_hint(scope, record.chunk, record.bytes, record.used_ns) {
+                deltas.recovered(scope.salt, record.bytes);
+            }
+            Ok(())
+        });
+        self.ledger.apply(&deltas);
+        taken
     }
 
-    /// Saves the times of use. Called when no shard runs any more, and the directory's lock is still held.
-    pub(crate) fn save_uses(&self) {
-        // What is not known yet would be forgotten.
-        let is_whole = self.recovery.is_complete() && self.config.discovery != Discovery::Ask;
-        if !is_whole || !self.config.persist || !self.volume.is_in_place() {
-            return;
+    /// Looks for the files of all hints that are left, with several threads; gives how many have none.
+    pub(crate) fn sweep_hints(&self) -> Result<u64> {
+        let (next, gone, failed) = (AtomicUsize::new(0), AtomicU64::new(0), Mutex::new(None));
+        let work = || {
+            while let Some(hints) = self.index.hints_of(next.fetch_add(1, Ordering::Relaxed)) {
+                for keyed in hints {
+                    if self.recovery.stop.load(Ordering::Relaxed) || failed.lock().is_some() {
+                        return;
+                    }
+                    match self.settle_hint(&keyed) {
+                        Ok(is_there) => drop(gone.fetch_add(u64::from(!is_there), Ordering::Relaxed)),
+                        Err(error) => drop(failed.lock().get_or_insert(error)),
+                    }
+                }
+            }
+        };
+        if self.index.hints() > 0 {
+            std::thread::scope(|scope| {
+                for _ in 1..self.config.scan_threads {
+                    // A thread that cannot be had is no error: the others do its work.
+                    let _ = std::thread::Builder::new().name("saltern-scan".into()).spawn_scoped(scope, work);
+                }
+                work();
+            });
         }
-        let (scopes, records) = self.index.lock_all().records();
-        let written_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-        let contents = Contents { layout: self.config.layout, written_ns, scopes, records };
-        let saved = self.volume.state_dir().map_err(|error| error.to_string()).and_then(|state| {
-            saved::replace(state.as_fd(), FILE, |out| contents.write(out)).map_err(|error| error.to_string())
-        });
-        if let Err(reason) = saved {
-            tracing::warn!(
-                reason,
-                "the snapshot of the index could not be saved; the next start orders objects by their files"
-            );
-        }
+        failed.into_inner().map_or(Ok(gone.into_inner()), Err)
+    }
+
+    fn settle_hint(&self, keyed: &Keyed) -> Result<bool, Error> {
+        // A key without a name in the layout has no file.
+        let name = self.config.layout.encode(&keyed.key).ok();
+        let look = || name.as_deref().map_or(Ok(None), |name| self.look(name));
+        Ok(self.discover().enter(keyed, look)?.is_some())
     }
 }

@@ -23,9 +23,10 @@
 //! | | 8 | its last use, in nanoseconds since 1970 |
 //! | tail | 8 | CRC-64/NVME of all before |
 //!
-//! Objects are in the order of their last use, the oldest first. It is written when an engine closes in good order, and replaced
-//! whole. It is a hint: what is there, and how large, the directory says. A file that is damaged, of another version or
-//! layout, is ignored with a note; no field of it is believed before the checksum is right.
+//! Objects are in the order of their last use, the oldest first. It is written at intervals and when an engine closes in good order,
+//! and replaced whole. It is a hint: what is there, and how large, the directory says (see `index/hints.rs`), so it may be of any age.
+//! A file that is damaged, of another version or layout, is ignored with a note; no field of it is believed before the checksum
+//! is right.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -34,7 +35,7 @@ use crc_fast::Digest;
 use thiserror::Error;
 
 use crate::integrity::{ALGORITHM, checksum};
-use crate::key::{ChunkHash, ObjectKey, Scope};
+use crate::key::{ChunkHash, Scope};
 use crate::layout::Layout;
 
 /// Its name in `.saltern`.
@@ -46,6 +47,8 @@ pub(crate) const FILE_BYTES_MAX: u64 = 4 << 30;
 const MAGIC: &[u8; 8] = b"saltidx\n";
 const VERSION: u32 = 1;
 const TAIL_BYTES: usize = 8;
+/// The shortest record: a chunk hash of one byte.
+pub(crate) const RECORD_BYTES_MIN: usize = 4 + 1 + 1 + 8 + 8;
 /// In the order of their numbers.
 const LAYOUTS: [Layout; 5] = [Layout::Fs, Layout::Fs3, Layout::Nixl, Layout::Nixl3, Layout::NixlSharded];
 
@@ -82,23 +85,34 @@ pub(crate) struct Contents {
     pub(crate) records: Vec<Record>,
 }
 
+/// Bytes that are summed and written at a time: fields are short, and a call for each would cost more than its bytes.
+const STEP_BYTES: usize = 64 << 10;
+
 /// Sums what passes through.
 struct Summed<'a, W> {
     out: &'a mut W,
     digest: Digest,
+    step: Vec<u8>,
 }
 
 impl<W: Write> Summed<'_, W> {
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.digest.update(bytes);
-        self.out.write_all(bytes)
+        self.step.extend_from_slice(bytes);
+        if self.step.len() < STEP_BYTES { Ok(()) } else { self.pass_on() }
+    }
+
+    fn pass_on(&mut self) -> io::Result<()> {
+        self.digest.update(&self.step);
+        self.out.write_all(&self.step)?;
+        self.step.clear();
+        Ok(())
     }
 }
 
 impl Contents {
     /// Writes the file.
     pub(crate) fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let mut out = Summed { out, digest: Digest::new(ALGORITHM) };
+        let mut out = Summed { out, digest: Digest::new(ALGORITHM), step: Vec::with_capacity(2 * STEP_BYTES) };
         let layout = LAYOUTS.iter().position(|layout| *layout == self.layout).expect("every layout has a number");
         out.put(MAGIC)?;
         out.put(&VERSION.to_le_bytes())?;
@@ -126,6 +140,7 @@ impl Contents {
             out.put(&record.bytes.to_le_bytes())?;
             out.put(&record.used_ns.to_le_bytes())?;
         }
+        out.pass_on()?;
         let sum = out.digest.finalize();
         out.out.write_all(&sum.to_le_bytes())
     }
@@ -134,7 +149,8 @@ impl Contents {
 /// A snapshot whose checksum is right, read record by record.
 #[derive(Debug)]
 pub(crate) struct Snapshot<'a> {
-    scopes: Vec<Arc<Scope>>,
+    pub(crate) scopes: Vec<Arc<Scope>>,
+    pub(crate) written_ns: u64,
     left: u64,
     rest: Fields<'a>,
 }
@@ -154,37 +170,41 @@ impl<'a> Snapshot<'a> {
         if Fields(&contents[body..]).u64() != Some(checksum(&contents[..body])) {
             return Err(Unusable::Damaged("wrong checksum"));
         }
-        let mut fields = Fields(&contents[MAGIC.len() + size_of::<u32>()..body]);
-        let (scopes, left) = Self::parse_head(&mut fields, layout)?;
-        Ok(Self { scopes, left, rest: fields })
+        let fields = Fields(&contents[MAGIC.len() + size_of::<u32>()..body]);
+        Self::parse_head(fields, layout)
     }
 
-    fn parse_head(fields: &mut Fields<'_>, layout: Layout) -> Result<(Vec<Arc<Scope>>, u64), Unusable> {
+    /// Records that are still to come, as the file says.
+    pub(crate) fn left(&self) -> u64 {
+        self.left
+    }
+
+    fn parse_head(mut fields: Fields<'a>, layout: Layout) -> Result<Self, Unusable> {
         let wrong = || Unusable::Damaged("a field is wrong");
         let number = fields.u32().ok_or_else(wrong)?;
         let written = LAYOUTS.get(number as usize).ok_or_else(|| Unusable::Layout(format!("number {number}")))?;
         if *written != layout {
             return Err(Unusable::Layout(written.to_string()));
         }
-        let _written_ns = fields.u64().ok_or_else(wrong)?;
+        let written_ns = fields.u64().ok_or_else(wrong)?;
         let count = fields.u32().ok_or_else(wrong)?;
         fields.u32().ok_or_else(wrong)?;
-        let objects = fields.u64().ok_or_else(wrong)?;
+        let left = fields.u64().ok_or_else(wrong)?;
         let scopes = (0..count).map(|_| fields.scope().ok_or_else(wrong)).collect::<Result<_, _>>()?;
-        Ok((scopes, objects))
+        Ok(Self { scopes, written_ns, left, rest: fields })
     }
 }
 
 impl Iterator for Snapshot<'_> {
-    /// A key, its size, and its last use. An error ends the records.
-    type Item = Result<(ObjectKey, u64, u64), Unusable>;
+    /// A record, whose scope is one of `scopes`. An error ends the records.
+    type Item = Result<Record, Unusable>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.left == 0 {
             return None;
         }
         self.left -= 1;
-        let record = self.rest.record(&self.scopes);
+        let record = self.rest.record().filter(|record| (record.scope as usize) < self.scopes.len());
         if record.is_none() {
             self.left = 0;
         }
@@ -223,11 +243,11 @@ impl<'a> Fields<'a> {
         Scope::new(model, rank, group, salt).ok()
     }
 
-    fn record(&mut self, scopes: &[Arc<Scope>]) -> Option<(ObjectKey, u64, u64)> {
-        let scope = scopes.get(self.u32()? as usize)?;
+    fn record(&mut self) -> Option<Record> {
+        let scope = self.u32()?;
         let len = usize::from(*self.take(1)?.first()?);
-        let key = scope.key(self.take(len)?).ok()?;
-        Some((key, self.u64()?, self.u64()?))
+        let chunk = ChunkHash::new(self.take(len)?).ok()?;
+        Some(Record { scope, chunk, bytes: self.u64()?, used_ns: self.u64()? })
     }
 }
 
@@ -259,7 +279,7 @@ mod tests {
         Contents { layout: Layout::Nixl, written_ns: 1_763_700_000_000_000_000, scopes, records }
     }
 
-    fn read(contents: &[u8], layout: Layout) -> Result<Vec<(ObjectKey, u64, u64)>, Unusable> {
+    fn read(contents: &[u8], layout: Layout) -> Result<Vec<Record>, Unusable> {
         Snapshot::parse(contents, layout)?.collect()
     }
 
@@ -269,15 +289,19 @@ mod tests {
         let mut written = Vec::new();
         sample.write(&mut written).unwrap();
         assert_eq!(written, VALID);
-        let expected: Vec<_> = sample
-            .records
-            .iter()
-            .map(|record| {
-                let key = ObjectKey::from_parts(sample.scopes[record.scope as usize].clone(), record.chunk.clone());
-                (key, record.bytes, record.used_ns)
-            })
-            .collect();
-        assert_eq!(read(VALID, Layout::Nixl).unwrap(), expected);
+        let snapshot = Snapshot::parse(VALID, Layout::Nixl).unwrap();
+        assert_eq!((&snapshot.scopes, snapshot.left()), (&sample.scopes, 3));
+        assert_eq!(read(VALID, Layout::Nixl).unwrap(), sample.records);
+    }
+
+    #[test]
+    fn long_files_are_written_in_steps() {
+        let mut long = sample();
+        long.records = (0..5000).map(|n| Record { used_ns: n, ..long.records[1].clone() }).collect();
+        let mut written = Vec::new();
+        long.write(&mut written).unwrap();
+        assert!(written.len() > 3 * STEP_BYTES);
+        assert_eq!(read(&written, Layout::Nixl).unwrap(), long.records);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Status {
     pub objects: u64,
     /// Objects that are counted, but not in the index: nobody has asked for them yet.
     pub latent_objects: u64,
+    /// The snapshot of the index.
+    pub snapshot: SnapshotStatus,
     /// Bytes of objects, in the index or not.
     pub used_bytes: u64,
     /// Bytes reserved by stores in flight.
@@ -98,6 +100,20 @@ pub struct ShardStatus {
     pub io_priority: bool,
     /// Whether its thread runs.
     pub is_running: bool,
+}
+
+/// The snapshot of the index, from which the next start knows at once what there is.
+#[derive(Debug, Clone, Default, Serialize)]
+#[non_exhaustive]
+pub struct SnapshotStatus {
+    /// Objects that are known from the snapshot alone: the scan has not come to them. They are counted among `objects`.
+    pub hinted_objects: u64,
+    /// When this engine has written one last, in nanoseconds since 1970.
+    pub written_unix_ns: Option<u64>,
+    /// Objects in it.
+    pub written_objects: u64,
+    /// Time it took; most of that is rest.
+    pub written_in_seconds: f64,
 }
 
 /// Files of deleted objects, kept to be overwritten.

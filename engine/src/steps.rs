@@ -12,7 +12,7 @@ use crate::key::ObjectKey;
 pub enum Step {
     /// A store has claimed its key and reserved its bytes; its shard does not know of it. On the caller's thread.
     Reserved,
-    /// The disk was asked for a key that the index lacks, and has it; the index was not told yet.
+    /// The disk was asked for a key that the index lacks or knows from a snapshot alone, and has answered; the index was not told yet.
     Looked,
     /// A load has found its key, and will open its file. On the shard.
     Loading,

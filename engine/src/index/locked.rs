@@ -1,14 +1,10 @@
-//! The whole index, held still for an exact snapshot.
-
-use std::collections::HashMap;
-use std::sync::Arc;
+//! The whole index, held still for an exact replay.
 
 use parking_lot::MutexGuard;
 
 use super::{Entry, Index, Partition, State};
 use crate::events::{Event, EventKind};
-use crate::key::{ObjectKey, Scope};
-use crate::snapshot::Record;
+use crate::key::ObjectKey;
 
 /// The whole index, held still.
 pub(crate) struct Locked<'a> {
@@ -17,24 +13,6 @@ pub(crate) struct Locked<'a> {
 }
 
 impl Locked<'_> {
-    /// What a snapshot keeps of each object, the oldest use first, and the scopes that there are.
-    pub(crate) fn records(&self) -> (Vec<Arc<Scope>>, Vec<Record>) {
-        let mut scopes: Vec<Arc<Scope>> = Vec::new();
-        // The snapshot numbers those that have objects.
-        let mut numbers: HashMap<u32, u32> = HashMap::new();
-        let mut records = Vec::with_capacity(self.index.objects() as usize);
-        for entry in self.entries().filter(|entry| entry.state == State::Present) {
-            let scope = *numbers.entry(entry.scope).or_insert_with(|| {
-                scopes.push(self.index.scopes[entry.scope as usize].scope.clone());
-                scopes.len() as u32 - 1
-            });
-            let Entry { bytes, used_ns, .. } = *entry;
-            records.push(Record { scope, chunk: entry.chunk.clone(), bytes, used_ns });
-        }
-        records.sort_by(|a, b| (a.used_ns, &a.chunk).cmp(&(b.used_ns, &b.chunk)));
-        (scopes, records)
-    }
-
     fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.partitions
             .iter()

@@ -9,9 +9,11 @@
 //!
 //! ```text
 //! absent --begin_store--> Storing --commit_store--> Present --begin_delete/doom/take_victim--> Doomed --end_delete--> absent
-//!            (abort_store: back to absent)              ^--insert_recovered (scan, or a look at the disk)
+//!            (abort_store: back to absent)           ^   ^--insert_recovered (scan, or a look at the disk)
+//! absent --add_hint (snapshot, at open)--> Hinted ----+ settle_hint, when its file was looked for; without one: absent
 //! ```
 
+mod hints;
 mod locked;
 mod order;
 mod page;
@@ -30,6 +32,7 @@ use crate::events::{EventKind, Hub};
 use crate::eviction::PolicyKind;
 use crate::key::{ChunkHash, ObjectKey, Scope};
 use crate::ledger::{Ledger, SaltId};
+pub(crate) use hints::Sight;
 pub(crate) use order::Whose;
 use order::{Change, Order};
 pub(crate) use victims::{Found, Victim};
@@ -79,6 +82,8 @@ pub(crate) fn hash_of(key: &ObjectKey) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Storing,
+    /// The snapshot says that it is there, and nobody has looked yet; see `hints.rs`.
+    Hinted,
     Present,
     /// On its way out: answers nothing, and goes when the last load has ended.
     Doomed,
@@ -176,6 +181,8 @@ pub(crate) struct Index {
     scopes: boxcar::Vec<Known>,
     scope_ids: RwLock<HashTable<u32>>,
     objects: AtomicU64,
+    /// How many of them are hints.
+    hints: AtomicU64,
     hub: Arc<Hub>,
     /// Where the engine evicts.
     order: Option<Order>,
@@ -202,9 +209,11 @@ pub(crate) enum Entered {
     Known,
     /// Something was removed meanwhile: look at the disk again.
     Stale,
+    /// It was a hint, and has no file: it is not in the index any more.
+    Gone,
 }
 
-/// How an object looked on disk, at a moment of its partition.
+/// A moment of a partition, for what was seen on disk since.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Epoch(u64);
 
@@ -216,6 +225,7 @@ impl Index {
             scopes: boxcar::Vec::new(),
             scope_ids: RwLock::default(),
             objects: AtomicU64::new(0),
+            hints: AtomicU64::new(0),
             hub,
             order: eviction.map(|(kind, bytes)| Order::new(kind, bytes)),
             start: Instant::now(),
@@ -235,19 +245,24 @@ impl Index {
         self.scope_ids.read().find(scope.hash64(), same).copied()
     }
 
-    /// Resolves a key, entering its scope on first sight.
-    pub(crate) fn keyed(&self, key: &ObjectKey, ledger: &Ledger) -> Keyed {
-        let scope = self.scope_id(key.scope()).unwrap_or_else(|| {
-            let salt = ledger.salt(key.cache_salt());
+    /// The number of a scope, which is entered on first sight.
+    fn enter_scope(&self, scope: &Arc<Scope>, ledger: &Ledger) -> u32 {
+        self.scope_id(scope).unwrap_or_else(|| {
+            let salt = ledger.salt(scope.cache_salt());
             let mut ids = self.scope_ids.write();
-            let same = |id: &u32| self.scopes.get(*id as usize).is_some_and(|known| known.scope == *key.scope());
-            ids.find(key.scope().hash64(), same).copied().unwrap_or_else(|| {
-                let id = self.scopes.push(Known { scope: key.scope().clone(), salt }) as u32;
+            let same = |id: &u32| self.scopes.get(*id as usize).is_some_and(|known| known.scope == *scope);
+            ids.find(scope.hash64(), same).copied().unwrap_or_else(|| {
+                let id = self.scopes.push(Known { scope: scope.clone(), salt }) as u32;
                 let rehash = |id: &u32| self.scopes.get(*id as usize).map_or(0, |known| known.scope.hash64());
-                ids.insert_unique(key.scope().hash64(), id, rehash);
+                ids.insert_unique(scope.hash64(), id, rehash);
                 id
             })
-        });
+        })
+    }
+
+    /// Resolves a key, entering its scope on first sight.
+    pub(crate) fn keyed(&self, key: &ObjectKey, ledger: &Ledger) -> Keyed {
+        let scope = self.enter_scope(key.scope(), ledger);
         let known = &self.scopes[scope as usize];
         Keyed {
             // The known scope, so that all keys of it share one.
@@ -313,7 +328,10 @@ impl Index {
     pub(crate) fn begin_store(&self, keyed: &Keyed) -> BeginStore {
         let mut partition = self.partition(keyed.hash);
         if let Some(slot) = partition.slot(keyed) {
-            if partition.entries[slot as usize].state != State::Present {
+            let state = partition.entries[slot as usize].state;
+            // A store that waited for a hint would wait for ever: whoever claims has asked the disk, which settles it.
+            assert_ne!(state, State::Hinted, "the disk is asked before a key is claimed");
+            if state != State::Present {
                 return BeginStore::Busy;
             }
             self.used(&mut partition, slot, keyed);
@@ -437,12 +455,6 @@ impl Index {
         }
     }
 
-    /// To be taken before the disk is looked at, for `insert_recovered` and `if_absent`; `None` when the key is known.
-    pub(crate) fn epoch_if_absent(&self, keyed: &Keyed) -> Option<Epoch> {
-        let mut partition = self.partition(keyed.hash);
-        if partition.get(keyed).is_some() { None } else { Some(Epoch(partition.epoch)) }
-    }
-
     /// Calls `note` if the key is absent and nothing was removed since `seen`; no change of the key comes between.
     pub(crate) fn if_absent<T>(&self, keyed: &Keyed, seen: Epoch, note: impl FnOnce() -> T) -> Result<T, Entered> {
         let mut partition = self.partition(keyed.hash);
@@ -482,19 +494,7 @@ impl Index {
         Entered::New
     }
 
-    /// An object that was found, and has this size, was used then, or later if its file says so.
-    pub(crate) fn remember_use(&self, key: &ObjectKey, bytes: u64, used_ns: u64) {
-        let Some(scope) = self.scope_id(key.scope()) else { return };
-        let hash = hash_of(key);
-        let mut partition = self.partition(hash);
-        let Some(slot) = partition.find(hash, scope, key.chunk_hash()) else { return };
-        let entry = &mut partition.entries[slot as usize];
-        if entry.state == State::Present && entry.recovered && entry.bytes == bytes {
-            entry.used_ns = entry.used_ns.max(used_ns);
-        }
-    }
-
-    /// Number of objects in the index.
+    /// Number of objects in the index, hints among them.
     pub(crate) fn objects(&self) -> u64 {
         self.objects.load(Ordering::Relaxed)
     }

@@ -1,7 +1,14 @@
-//! Walks over the index, page by page, for listings.
+//! Walks over the index, page by page, for listings and snapshots.
 
-use super::{Index, PARTITIONS, State};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Entry, Index, PARTITIONS, State};
 use crate::key::{ObjectKey, Scope};
+use crate::snapshot::Record;
+
+/// Slots that a snapshot copies under one lock: some tens of microseconds.
+const SNAPSHOT_SLOTS: usize = 1024;
 
 /// Where a walk over the objects stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,7 +30,7 @@ impl Index {
         let mut found = Vec::new();
         for partition in from.partition..PARTITIONS {
             let first = if partition == from.partition { from.slot } else { 0 };
-            // A slot that is free is not `Present`: entries leave as `Storing` or `Doomed`.
+            // A slot that is free is not `Present`: entries leave as `Storing`, `Hinted` or `Doomed`.
             let entries = &self.partitions[partition].lock().entries;
             for (slot, entry) in entries.iter().enumerate().skip(first) {
                 let scope = &self.scopes[entry.scope as usize].scope;
@@ -37,5 +44,34 @@ impl Index {
             }
         }
         (found, None)
+    }
+
+    /// What a snapshot keeps of each object, the oldest use first, and the scopes that there are. Copied in short steps: what is there
+    /// throughout is in it once, what comes or goes meanwhile may be.
+    pub(crate) fn records(&self) -> (Vec<Arc<Scope>>, Vec<Record>) {
+        let mut scopes: Vec<Arc<Scope>> = Vec::new();
+        // The snapshot numbers those that have objects.
+        let mut numbers: HashMap<u32, u32> = HashMap::new();
+        let mut records = Vec::with_capacity(self.objects() as usize);
+        let mut add = |entry: &Entry| {
+            let scope = *numbers.entry(entry.scope).or_insert_with(|| {
+                scopes.push(self.scopes[entry.scope as usize].scope.clone());
+                scopes.len() as u32 - 1
+            });
+            let Entry { bytes, used_ns, .. } = *entry;
+            records.push(Record { scope, chunk: entry.chunk.clone(), bytes, used_ns });
+        };
+        for partition in &self.partitions {
+            let mut from = 0;
+            loop {
+                let entries = &partition.lock().entries;
+                let Some(rest) = entries.get(from..).filter(|rest| !rest.is_empty()) else { break };
+                let step = &rest[..rest.len().min(SNAPSHOT_SLOTS)];
+                from += step.len();
+                step.iter().filter(|entry| entry.state == State::Present).for_each(&mut add);
+            }
+        }
+        records.sort_unstable_by(|a, b| (a.used_ns, &a.chunk).cmp(&(b.used_ns, &b.chunk)));
+        (scopes, records)
     }
 }

@@ -20,7 +20,7 @@ use crate::volume::{STATE_DIR, TEMP_DIR, open_dir};
 
 pub use recover::RecoveryReport;
 pub(crate) use recover::{Recovery, Scan};
-use walk::{Seen, Walk};
+pub(crate) use walk::{Seen, Walk};
 
 /// Most foreign entries that a report names.
 pub const FOREIGN_EXAMPLES_MAX: usize = 32;

@@ -18,10 +18,14 @@ use crate::volume::Volume;
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RecoveryReport {
-    /// Objects that the scan was the first to find, or to count.
+    /// Objects that the scan was the first to find, or to count; of those that a snapshot told of, the first to see.
     pub objects: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Objects that the snapshot of an earlier run told of; 0 without one.
+    pub from_snapshot: u64,
+    /// Of these, how many were found to be gone when the scan had ended.
+    pub gone: u64,
     /// Unfinished stores that were removed.
     pub unfinished: u64,
     /// Entries that are not objects of the layout; they are left alone.

@@ -38,7 +38,7 @@ struct Level {
 }
 
 /// One name, as the walk passes it on.
-pub(super) enum Seen<'a> {
+pub(crate) enum Seen<'a> {
     /// A regular file by its name's type, not looked at yet; path relative to the volume.
     File { path: &'a str, stat: &'a dyn Fn() -> Result<FileStat, Errno> },
     /// Something that cannot be an object, with the reason.
@@ -60,7 +60,7 @@ enum Kind {
     Foreign(&'static str),
 }
 
-pub(super) struct Walk<'a> {
+pub(crate) struct Walk<'a> {
     root: PathBuf,
     layout: Layout,
     levels: Mutex<Vec<Level>>,
@@ -71,7 +71,7 @@ pub(super) struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// Walks the open directory `fd`, called `root` in errors. Ends early when `stop` becomes true.
-    pub(super) fn new(fd: OwnedFd, root: &Path, layout: Layout, stop: &'a AtomicBool) -> Result<Self> {
+    pub(crate) fn new(fd: OwnedFd, root: &Path, layout: Layout, stop: &'a AtomicBool) -> Result<Self> {
         let walk = Self {
             root: root.into(),
             layout,
@@ -90,12 +90,12 @@ impl<'a> Walk<'a> {
     }
 
     /// Names read so far.
-    pub(super) fn seen(&self) -> u64 {
+    pub(crate) fn seen(&self) -> u64 {
         self.seen.load(Ordering::Relaxed)
     }
 
     /// Runs on `threads` threads (this one among them); each gets a visitor of its own, which sees every name once.
-    pub(super) fn run<V: FnMut(Seen<'_>) -> Result<()> + Send>(
+    pub(crate) fn run<V: FnMut(Seen<'_>) -> Result<()> + Send>(
         &self,
         threads: usize,
         visitor: impl Fn() -> V + Sync,

@@ -536,6 +536,7 @@ impl Shard {
 
 impl Drop for Shard {
     fn drop(&mut self) {
+        self.core.stopped_shards.fetch_or(1 << self.me, Ordering::Relaxed);
         // After a panic or with a broken ring: callers must not wait for a thread that is gone.
         if !self.closing {
             self.core.failed.store(true, Ordering::Release);

@@ -1,20 +1,29 @@
 //! The owner's lock of a volume: `.saltern/lock`, an flock that holds the owner's pid as text.
 
 use std::io::{Read, Seek, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, openat};
 
-use super::{FILE_MODE, OPEN_FILE, STATE_DIR};
+use super::{FILE_MODE, OPEN_FILE, STATE_DIR, own_dir};
 use crate::error::{Error, Result};
 
 const LOCK_FILE: &str = "lock";
 
 /// How often a dead owner's lock is tried again.
 const LOCK_RETRY: Duration = Duration::from_millis(2);
+
+/// Takes the owner's lock of a directory that is not opened as a volume, making `.saltern` where it is missing.
+///
+/// # Errors
+/// As [`take_lock`].
+pub(crate) fn lock_directory(dir: BorrowedFd<'_>, path: &Path, wait: Duration) -> Result<Flock<std::fs::File>> {
+    let state = own_dir(dir, STATE_DIR).map_err(|errno| Error::io("mkdir", path.join(STATE_DIR), errno))?;
+    take_lock(state.as_fd(), path, wait)
+}
 
 /// Takes the owner's lock. The I/O of a killed owner may hold it for a moment: that is waited for.
 pub(super) fn take_lock(state: BorrowedFd<'_>, path: &Path, wait: Duration) -> Result<Flock<std::fs::File>> {

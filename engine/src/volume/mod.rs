@@ -4,7 +4,9 @@
 //! DIR/<object files, named by the layout>
 //! DIR/.saltern/lock          the owner's lock (flock); holds its pid as text
 //! DIR/.saltern/quotas        quotas of salts (see `quotas.rs`)
-//! DIR/.saltern/index         what it held when it was closed, and when that was used (see `snapshot.rs`)
+//! DIR/.saltern/index         what it held a while ago, and when that was used (see `snapshot.rs`)
+//! DIR/.saltern/status        the status socket (see `serve.rs`)
+//! DIR/.saltern/quarantine/   where `saltern verify --repair` moves damaged objects
 //! DIR/.saltern/tmp/<n>       unfinished stores; whatever is there at the next start is removed
 //! DIR/.saltern/spares/<n>    files of deleted objects, kept to be overwritten; their contents mean nothing
 //! ```
@@ -30,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::status::VolumeStatus;
 use crate::sys::{FileStat, stat_at, stat_fd};
+pub(crate) use lock::lock_directory;
 use lock::take_lock;
 use medium::{Direct, Medium, write_zeroes};
 
@@ -37,7 +40,8 @@ use medium::{Direct, Medium, write_zeroes};
 pub(crate) const STATE_DIR: &str = ".saltern";
 /// Unfinished stores, inside [`STATE_DIR`].
 pub(crate) const TEMP_DIR: &str = "tmp";
-const SPARES_DIR: &str = "spares";
+/// Files kept to be overwritten, inside [`STATE_DIR`].
+pub(crate) const SPARES_DIR: &str = "spares";
 
 /// File systems on which overwriting a file is cheaper than making one; ARCHITECTURE.md has the measurements. On btrfs,
 /// which never overwrites in place, it is not.

@@ -16,6 +16,7 @@ mod quotas;
 mod recovery;
 mod recycling;
 mod secondary;
+mod snapshot;
 mod tickets;
 mod volume;
 mod zeroes;

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
 
 use rand::Rng;
 use saltern::eviction::PolicyKind;
 use saltern::{Buffer, Config, Engine, Error, Eviction, Layout, ObjectKey};
 use saltern_tests::{
-    Recorder, Seed, assert_books, config, done, file_name, find, get, key, payload, put, remove, salted, until,
+    Recorder, Seed, assert_books, config, done, file_name, find, get, payload, put, remove, salted, until,
 };
 
 use crate::scratch;
@@ -317,93 +316,4 @@ fn salts_at_their_quotas_from_many_threads_and_the_books_agree() {
     }
     assert!(engine.status().counters.quota_evictions > 0);
     assert_books(&engine, scratch.path(), Layout::Fs);
-}
-
-#[test]
-fn when_objects_were_used_survives_a_clean_restart() {
-    for policy in PolicyKind::ALL {
-        let scratch = scratch("use-restart");
-        let engine = Engine::open(evicting(scratch.path(), policy)).expect("open");
-        for n in 0..20 {
-            put(&engine, &key(n), &payload(n.into(), OBJECT_BYTES)).expect("store");
-        }
-        for n in (0..10).rev() {
-            get(&engine, &key(n), OBJECT_BYTES).expect("load");
-        }
-        engine.close();
-        let told = |engine: &Engine| {
-            let heard = Recorder::new();
-            engine.subscribe(heard.clone()).expect("subscribe");
-            until("the replay is complete", || heard.events().len() == 20);
-            heard.events().into_iter().map(|event| event.key).collect::<Vec<_>>()
-        };
-        let expected: Vec<ObjectKey> = (10..20).chain((0..10).rev()).map(key).collect();
-        for _ in 0..2 {
-            let engine = Engine::open(evicting(scratch.path(), policy)).expect("open");
-            assert!(told(&engine) == expected, "{policy}: without a use the order stays");
-            assert_eq!(engine.status().notes, [""; 0]);
-            engine.close();
-        }
-        let engine = Engine::open(evicting(scratch.path(), policy)).expect("open");
-        engine.evict_to(objects(5)).expect("evict");
-        assert_eq!(
-            (0..20).filter(|n| find(&engine, &key(*n)).is_some()).collect::<Vec<_>>(),
-            [0, 1, 2, 3, 4],
-            "{policy}"
-        );
-        assert_books(&engine, scratch.path(), Layout::Fs);
-    }
-}
-
-#[test]
-fn a_snapshot_that_cannot_be_used_is_ignored_with_a_note() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures");
-    let cases =
-        [("index-v1-cut", "damaged"), ("index-v1-flipped", "damaged"), ("index-v2", "version 2"), ("index-v1", "nixl")];
-    for (name, reason) in cases {
-        let scratch = scratch("snapshot");
-        let engine = Engine::open(config(scratch.path())).expect("open");
-        for n in 0..5 {
-            put(&engine, &key(n), &payload(n.into(), OBJECT_BYTES)).expect("store");
-        }
-        get(&engine, &key(0), OBJECT_BYTES).expect("load");
-        engine.close();
-        fs::copy(fixtures.join(name), scratch.join(".saltern/index")).expect("copy");
-        let engine = Engine::open(config(scratch.path())).expect("open");
-        let status = engine.status();
-        assert!(status.notes.len() == 1 && status.notes[0].contains(reason), "{name}: {:?}", status.notes);
-        assert!(status.is_healthy && status.objects == 5);
-        assert_books(&engine, scratch.path(), Layout::Fs);
-        engine.close();
-        // Closing in good order has written a good one.
-        let engine = Engine::open(config(scratch.path())).expect("open");
-        assert_eq!(engine.status().notes, [""; 0]);
-    }
-}
-
-#[test]
-fn what_changed_while_it_was_away_is_as_the_directory_says() {
-    let scratch = scratch("snapshot-stale");
-    let engine = Engine::open(config(scratch.path())).expect("open");
-    for n in 0..5 {
-        put(&engine, &key(n), &payload(n.into(), OBJECT_BYTES)).expect("store");
-    }
-    engine.close();
-    let path = |n| scratch.join(&file_name(Layout::Fs, &key(n)));
-    fs::remove_file(path(0)).expect("unlink");
-    // Number 1 is written anew, with its old size: used then, whatever the snapshot says. Times are set: the kernel's are coarse.
-    let now = SystemTime::now();
-    for (n, bytes) in [(1, OBJECT_BYTES), (2, 10), (7, 20)] {
-        fs::write(path(n), vec![9; bytes]).expect("write");
-        let file = fs::File::options().write(true).open(path(n)).expect("open");
-        file.set_modified(now + Duration::from_secs(n.into())).expect("utimens");
-    }
-    let engine = Engine::open(config(scratch.path())).expect("open");
-    assert_books(&engine, scratch.path(), Layout::Fs);
-    assert_eq!((find(&engine, &key(0)), find(&engine, &key(2)), find(&engine, &key(7))), (None, Some(10), Some(20)));
-    let heard = Recorder::new();
-    engine.subscribe(heard.clone()).expect("subscribe");
-    until("the replay is complete", || heard.events().len() == 5);
-    let told: Vec<ObjectKey> = heard.events().into_iter().map(|event| event.key).collect();
-    assert!(told == [3, 4, 1, 2, 7].map(key), "{told:?}");
 }

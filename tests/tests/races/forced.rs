@@ -330,3 +330,59 @@ fn keys_and_buffers_that_do_not_pair_are_refused_as_a_whole() {
     assert_books(adapter.engine(), scratch.path(), LAYOUT);
     adapter.close();
 }
+
+/// An engine that was closed, with objects 1 and 2; its successor's scan has looked at one of them, and stands there.
+fn reopen_held(name: &str, at: u32, change: impl FnOnce(&Scratch)) -> (Scratch, Engine, Hold) {
+    let (scratch, engine, hold) = begin(name);
+    for n in [1, 2] {
+        put(&engine, &key(n), &payload(n.into(), 5000)).expect("store");
+    }
+    engine.close();
+    change(&scratch);
+    let mut config = shared(scratch.path(), &hold);
+    (config.discovery, config.capacity_bytes) = (Discovery::Scan, None);
+    hold.arm(Step::Looked, &key(at));
+    let engine = Engine::opener(config).background(true).open().expect("open");
+    hold.wait(Step::Looked, &key(at));
+    (scratch, engine, hold)
+}
+
+#[test]
+fn two_who_look_at_a_changed_object_of_the_snapshot_count_it_once() {
+    let (scratch, engine, hold) = reopen_held("hint-changed", 1, |scratch| plant(scratch, &key(1), &payload(1, 7000)));
+    let heard = Recorder::new();
+    engine.subscribe(heard.clone()).expect("subscribe");
+    assert_eq!(find(&engine, &key(1)), Some(7000), "asked of the disk while the scan stands");
+    hold.free(Step::Looked, &key(1));
+    engine.wait_recovered();
+    assert_books(&engine, scratch.path(), LAYOUT);
+    engine.close();
+    assert_eq!(
+        kinds(&heard, &key(1)),
+        [(EventKind::Recovered, 5000), (EventKind::Deleted, 5000), (EventKind::Recovered, 7000)]
+    );
+}
+
+#[test]
+fn a_store_of_what_only_the_snapshot_has_is_not_undone_by_who_saw_nothing() {
+    let (scratch, engine, hold) = reopen_held("hint-gone", 2, |scratch| {
+        fs::remove_file(scratch.join(&file_name(LAYOUT, &key(2)))).expect("unlink")
+    });
+    assert!(matches!(put(&engine, &key(2), &payload(3, 300)), Ok(300)), "stored, not there already");
+    hold.free(Step::Looked, &key(2));
+    engine.wait_recovered();
+    assert_eq!((find(&engine, &key(1)), find(&engine, &key(2))), (Some(5000), Some(300)));
+    assert!(get(&engine, &key(2), 300).expect("load") == payload(3, 300));
+    assert_books(&engine, scratch.path(), LAYOUT);
+}
+
+#[test]
+fn a_delete_of_an_object_of_the_snapshot_leaves_no_ghost_of_who_saw_its_file() {
+    let (scratch, engine, hold) = reopen_held("hint-ghost", 1, |_| {});
+    assert!(matches!(remove(&engine, &key(1)), Ok(5000)));
+    hold.free(Step::Looked, &key(1));
+    engine.wait_recovered();
+    assert_eq!(find(&engine, &key(1)), None);
+    assert!(matches!(put(&engine, &key(1), &payload(2, 100)), Ok(100)), "stored, not there already");
+    assert_books(&engine, scratch.path(), LAYOUT);
+}

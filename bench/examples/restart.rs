@@ -1,0 +1,139 @@
+//! Restarts on a directory of many sparse objects, from a snapshot and without one, beside what reading the names and sizes alone costs.
+//!
+//!     cargo run --release -p saltern-bench --example restart -- DIR [OBJECTS [ROUNDS]]
+//!
+//! DIR is filled at the first run and kept. As root, `--cold` drops the kernel's names and inodes before each step. Prints one line a
+//! round, in seconds.
+
+use std::error::Error;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use nix::dir::{Dir, OwningIter};
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, fstatat};
+use saltern::{Config, Engine, Layout, ObjectKey, kv_rank};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+const OBJECT_BYTES: u64 = 65_536;
+const THREADS: usize = 2;
+const NAMES: usize = 256;
+/// Keys of one lookup.
+const BATCH: u64 = 32;
+
+fn main() -> Result<()> {
+    let (flags, words): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|word| word.starts_with("--"));
+    let is_cold = flags.iter().any(|flag| flag == "--cold");
+    let dir = PathBuf::from(words.first().ok_or("usage: restart DIR [OBJECTS [ROUNDS]] [--cold]")?);
+    let number = |at: usize, default| words.get(at).map_or(Ok(default), |word| word.parse());
+    let (objects, rounds) = (number(1, 1_000_000)?, number(2, 3)?);
+    fill(&dir, objects)?;
+    println!("{objects} objects of {OBJECT_BYTES} bytes, {}", if is_cold { "cold" } else { "warm" });
+    println!("statx_s  plain_s  ratio  open_s  first_s  truth_s  ratio  close_s");
+    for _ in 0..rounds {
+        let (statx, names) = timed(is_cold, || read_sizes(&dir))?;
+        let snapshot = dir.join(".saltern/index");
+        let aside = dir.join(".saltern/index.aside");
+        std::fs::rename(&snapshot, &aside)?;
+        let (plain, engine) = timed(is_cold, || Ok(Engine::open(config(&dir))?))?;
+        assert_eq!((engine.status().objects, names), (objects, objects), "objects, and names read");
+        engine.close();
+        std::fs::rename(&aside, &snapshot)?;
+
+        drop_caches(is_cold)?;
+        let start = Instant::now();
+        let engine = Engine::opener(config(&dir)).background(true).open()?;
+        let open = start.elapsed().as_secs_f64();
+        let keys: Vec<ObjectKey> = (0..BATCH).map(|n| key(n * objects / BATCH)).collect();
+        let hits = engine.lookup_and_pin(&keys).wait().hits();
+        let first = start.elapsed().as_secs_f64();
+        let hinted = engine.status().snapshot.hinted_objects;
+        let report = engine.wait_recovered();
+        let truth = start.elapsed().as_secs_f64();
+        assert_eq!((hits as u64, report.from_snapshot, report.gone), (BATCH, objects, 0));
+        assert!(hinted > 0, "the scan was over before the first lookup");
+        let start = Instant::now();
+        engine.close();
+        let close = start.elapsed().as_secs_f64();
+        println!(
+            "{statx:7.3}  {plain:7.3}  {:5.2}  {open:6.3}  {first:7.3}  {truth:7.3}  {:5.2}  {close:7.3}",
+            plain / statx,
+            truth / statx
+        );
+    }
+    Ok(())
+}
+
+fn config(dir: &Path) -> Config {
+    let mut config = Config::new(dir);
+    config.scan_threads = THREADS;
+    config
+}
+
+fn key(n: u64) -> ObjectKey {
+    let mut hash = [0; 32];
+    for (at, byte) in hash.iter_mut().enumerate() {
+        *byte = (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (8 * (at % 8))) as u8 ^ at as u8;
+    }
+    ObjectKey::new("meta-llama/Llama-3.1-8B", kv_rank(1, 0, 1, 0), 0, &hash, "").expect("a valid key")
+}
+
+/// Makes what is missing, and a snapshot of it.
+fn fill(dir: &Path, objects: u64) -> Result<()> {
+    std::fs::create_dir_all(dir)?;
+    for n in 0..objects {
+        let path = dir.join(Layout::Fs.encode(&key(n))?);
+        if !path.exists() {
+            File::create(path)?.set_len(OBJECT_BYTES)?;
+        }
+    }
+    Engine::open(config(dir))?.close();
+    Ok(())
+}
+
+fn drop_caches(is_cold: bool) -> Result<()> {
+    if is_cold {
+        std::fs::write("/proc/sys/vm/drop_caches", "3")?;
+    }
+    Ok(())
+}
+
+fn timed<T>(is_cold: bool, work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
+    drop_caches(is_cold)?;
+    let start = Instant::now();
+    let done = work()?;
+    Ok((start.elapsed().as_secs_f64(), done))
+}
+
+/// Reads all names, and looks at each file: what no scan can do without. Names by turns, files side by side.
+fn read_sizes(dir: &Path) -> Result<u64> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let fd = nix::fcntl::open(dir, flags, Mode::empty())?;
+    let names = Mutex::new(Dir::from_fd(nix::fcntl::open(dir, flags, Mode::empty())?)?.into_iter());
+    let work = || -> Result<u64> {
+        let mut files = 0;
+        loop {
+            let mut listing = names.lock().map_err(|_| "poisoned")?;
+            let chunk = next_chunk(&mut listing)?;
+            drop(listing);
+            if chunk.is_empty() {
+                return Ok(files);
+            }
+            for name in chunk {
+                let stat = fstatat(&fd, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                files += u64::from(stat.st_size == OBJECT_BYTES as i64);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().map_err(|_| "panicked")?).sum()
+    })
+}
+
+fn next_chunk(names: &mut OwningIter) -> Result<Vec<std::ffi::CString>> {
+    names.by_ref().take(NAMES).map(|entry| Ok(entry?.file_name().to_owned())).collect()
+}
