@@ -33,6 +33,11 @@ impl Failure {
         Self { code: FAILED, message: message.to_string(), hint: None }
     }
 
+    /// What clap could not see to be wrong.
+    pub(crate) fn usage(message: impl ToString) -> Self {
+        Self { code: USAGE, message: message.to_string(), hint: Some("see `saltern COMMAND --help`".into()) }
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
@@ -54,6 +59,7 @@ impl From<saltern::Error> for Failure {
     fn from(error: saltern::Error) -> Self {
         let hint = match &error {
             saltern::Error::RingUnavailable { .. } => Some("`saltern doctor DIR` shows what is missing"),
+            saltern::Error::VolumeOwned { .. } => Some("commands that only read work beside it"),
             saltern::Error::Io { errno, .. } => io_hint(*errno as i32),
             _ => None,
         };

@@ -1,6 +1,7 @@
 //! Sizes, numbers, times, names and tables as people read and write them.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 
@@ -68,9 +69,26 @@ pub(crate) fn figure(value: f64) -> String {
     }
 }
 
+/// `90`, `15s`, `30m`, `12h`, `7d`: a time, in seconds where no unit is given.
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time; write 90s, 30m, 12h or 7d");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds: u64 = match unit {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number = number.parse::<u64>().map_err(|_| wrong())?;
+    Ok(Duration::from_secs(number.checked_mul(seconds).ok_or_else(wrong)?))
+}
+
 /// `5.1M`, `340k`: rates of lookups.
 pub(crate) fn rate(per_second: f64) -> String {
     match per_second {
+        0.0 => "0".to_owned(),
         rate if rate >= 1e6 => format!("{:.1}M", rate / 1e6),
         rate if rate >= 1e4 => format!("{:.0}k", rate / 1e3),
         rate => figure(rate),
@@ -84,6 +102,16 @@ pub(crate) fn seconds(seconds: f64) -> String {
         s if s < 1.0 => format!("{:.1}ms", s * 1e3),
         s if s < 60.0 => format!("{s:.2}s"),
         s => format!("{}min {:.0}s", (s / 60.0).floor(), s % 60.0),
+    }
+}
+
+/// `45s`, `12min`, `5h`, `8d`: how old something is.
+pub(crate) fn age(seconds: u64) -> String {
+    match seconds {
+        s @ 0..120 => format!("{s}s"),
+        s @ 120..7200 => format!("{}min", s / 60),
+        s @ 7200..172_800 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86_400),
     }
 }
 
@@ -106,6 +134,32 @@ pub(crate) fn printable(name: &str) -> String {
         }
         out
     })
+}
+
+/// Columns that lines are kept to, where names allow it.
+const WIDTH: usize = 80;
+
+/// Names with reasons below a heading; `count` is how many there are, of which some are shown.
+pub(crate) fn reasons<'a>(what: &str, count: u64, shown: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let (mut out, mut rows) = (format!("{what}:\n"), 0);
+    for (name, reason) in shown {
+        let (name, reason) = (printable(name), printable(reason));
+        let line = format!("  {name}: {reason}");
+        if line.chars().count() <= WIDTH {
+            out.push_str(&line);
+        } else {
+            out.push_str(&format!("  {name}:\n    {}", wrap(&reason, WIDTH, 4)));
+        }
+        out.push('\n');
+        rows += 1;
+    }
+    out.push_str(&and_more(count.saturating_sub(rows)));
+    out
+}
+
+/// What was not shown.
+pub(crate) fn and_more(more: u64) -> String {
+    if more == 0 { String::new() } else { format!("  ... and {} more\n", count(more)) }
 }
 
 /// Breaks text between words into lines of `width`; the first begins, and the others are indented, at `indent`.
@@ -187,11 +241,31 @@ mod tests {
     }
 
     #[test]
+    fn times_are_read() {
+        let times = [("0", 0), ("90", 90), ("15s", 15), ("30m", 1800), ("2min", 120), ("12h", 43_200), ("7d", 604_800)];
+        for (text, seconds) in times {
+            assert_eq!(parse_time(text), Ok(Duration::from_secs(seconds)));
+        }
+        for wrong in ["", "s", "-1s", "1.5h", "1 h", "1w", "999999999999999999d"] {
+            assert!(parse_time(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_have_their_reason_below() {
+        let long = "x".repeat(75);
+        let shown = [("a\nb", "why"), (&*long, "because")].into_iter();
+        let expected = format!("left:\n  a\\nb: why\n  {long}:\n    because\n  ... and 1 more\n");
+        assert_eq!(reasons("left", 3, shown), expected);
+    }
+
+    #[test]
     fn numbers_are_short() {
         assert_eq!([0, 999, 1000, 1_234_567].map(count), ["0", "999", "1,000", "1,234,567"]);
         assert_eq!([0.04, 1.0, 12.34, 99.96, 1234.5].map(figure), ["0.040", "1.00", "12.3", "100", "1,235"]);
-        assert_eq!([12.0, 250_000.0, 5_130_000.0].map(rate), ["12.0", "250k", "5.1M"]);
+        assert_eq!([0.0, 12.0, 250_000.0, 5_130_000.0].map(rate), ["0", "12.0", "250k", "5.1M"]);
         assert_eq!([0.000_5, 0.012, 1.5, 125.0].map(seconds), ["500us", "12.0ms", "1.50s", "2min 5s"]);
+        assert_eq!([0, 119, 120, 7200, 200_000].map(age), ["0s", "119s", "2min", "2h", "2d"]);
         assert_eq!((plural(1, "object"), plural(2000, "object")), ("1 object".into(), "2,000 objects".into()));
         assert_eq!((plural(1, "entry"), plural(0, "entry")), ("1 entry".into(), "0 entries".into()));
         assert_eq!(printable("a\x1b[31m\nb é"), "a\\u{1b}[31m\\nb é");

@@ -1,17 +1,26 @@
 //! The command line of saltern. Each subcommand is a module with its arguments and a `run` that returns the exit code.
 
+mod apply;
+mod archive;
 mod bench;
+mod clean;
 mod doctor;
 mod failure;
 mod human;
+mod keys;
+mod layouts;
+mod manual;
+mod migrate;
 mod output;
 mod progress;
 mod recover;
 mod signals;
+mod top;
+mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::failure::{Failure, Outcome};
@@ -34,6 +43,22 @@ enum Command {
     Recover(recover::Args),
     /// Say what the engine finds on this machine, and what would make it faster
     Doctor(doctor::Args),
+    /// Read every object of a directory and check it
+    Verify(verify::Args),
+    /// Rename the objects of a directory to another layout, in place
+    Migrate(migrate::Args),
+    /// Take away what interrupted programs have left in a directory
+    Clean(clean::Args),
+    /// Write objects of a directory to a tar file
+    Export(archive::export::Args),
+    /// Store the objects of such a file in a directory
+    Import(archive::import::Args),
+    /// Show how a running engine is: usage, throughput, hits, latency, health
+    Top(top::Args),
+    /// Print a script that completes these commands in a shell
+    Completions(manual::CompletionArgs),
+    /// Write the manual pages
+    Man(manual::ManArgs),
 }
 
 const EXIT_CODES: &str = "\
@@ -56,6 +81,14 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Recover(args) => recover::run(args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Verify(args) => verify::run(args),
+        Command::Migrate(args) => migrate::run(&args),
+        Command::Clean(args) => clean::run(&args),
+        Command::Export(args) => archive::export::run(&args),
+        Command::Import(args) => archive::import::run(&args),
+        Command::Top(args) => top::run(&args),
+        Command::Completions(args) => manual::completions(&args, Cli::command()),
+        Command::Man(args) => manual::man(&args, Cli::command()),
     };
     match outcome {
         Ok(Outcome::Clean) => ExitCode::SUCCESS,

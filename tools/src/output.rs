@@ -20,13 +20,39 @@ impl JsonArgs {
     /// Writes the JSON where it was asked for, and the text unless JSON took its place.
     pub(crate) fn finish(&self, report: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
         let Some(path) = &self.json else { return print(&text()) };
-        let mut json = serde_json::to_string_pretty(report).map_err(Failure::new)?;
-        json.push('\n');
+        let json = to_json(report)?;
         if path.as_os_str() == OsStr::new("-") {
             return print(&json);
         }
         print(&text())?;
         write(path, "--json", &json)
+    }
+
+    /// Whether there is to be JSON.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.json.is_some()
+    }
+
+    /// Whether the JSON takes stdout.
+    pub(crate) fn is_stdout(&self) -> bool {
+        self.json.as_deref().is_some_and(|path| path.as_os_str() == OsStr::new("-"))
+    }
+
+    /// As [`Self::finish`], with the text on stderr where something else has stdout.
+    pub(crate) fn finish_beside(
+        &self,
+        stdout_is_taken: bool,
+        report: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        if !stdout_is_taken {
+            return self.finish(report, text);
+        }
+        eprint!("{}", text());
+        match &self.json {
+            Some(path) => write(path, "--json", &to_json(report)?),
+            None => Ok(()),
+        }
     }
 
     /// Fails early where the file cannot be written, before a long run.
@@ -36,6 +62,12 @@ impl JsonArgs {
             _ => Ok(()),
         }
     }
+}
+
+fn to_json(report: &impl Serialize) -> Result<String, Failure> {
+    let mut json = serde_json::to_string_pretty(report).map_err(Failure::new)?;
+    json.push('\n');
+    Ok(json)
 }
 
 /// Fails where a file cannot be written; `option` named it.

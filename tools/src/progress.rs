@@ -33,7 +33,43 @@ impl Bar {
             self.bar.set_position(seen);
         }
     }
+
+    /// Shows items out of `total`; without an end where that is 0.
+    pub(crate) fn items(&self, label: &str, done: u64, total: u64) {
+        if total == 0 {
+            return self.count(label, done);
+        }
+        if done == 0 || done == total || done.is_multiple_of(COUNT_STEP) {
+            self.portion(label, "{human_pos}/{human_len}", done, total);
+        }
+    }
+
+    /// Shows bytes out of `total`; counts entries where that is 0.
+    pub(crate) fn bytes(&self, label: &str, done: u64, total: u64) {
+        if total == 0 {
+            return self.count(label, done);
+        }
+        // Told of by several threads, each with what all have done.
+        let shown = self.shown.load(Ordering::Relaxed);
+        if self.bar.length() != Some(total) || done >= shown + BYTES_STEP || done == total {
+            self.shown.store(done, Ordering::Relaxed);
+            self.portion(label, "{binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}", done, total);
+        }
+    }
+
+    fn portion(&self, label: &str, figures: &str, done: u64, total: u64) {
+        if self.bar.length() != Some(total) {
+            self.bar.set_style(style(&format!("{{msg}} {{wide_bar}} {figures} {{eta:>4}}")));
+            self.bar.set_message(label.to_owned());
+            self.bar.set_length(total);
+            self.bar.reset();
+        }
+        self.bar.set_position(done);
+    }
 }
+
+/// How often a bar is told of bytes, at most.
+const BYTES_STEP: u64 = 8 << 20;
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())

@@ -4,17 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use saltern::Layout;
-use saltern::layout::detect::detect;
-use saltern::scan::{Found, Survey, sample_names, survey};
+use saltern::scan::{Found, Survey, survey};
 use serde::Serialize;
 
 use crate::failure::{Failure, Outcome};
 use crate::human::{self, Columns};
+use crate::layouts::{Choice, choice_parser, choose};
 use crate::output::JsonArgs;
 use crate::progress::Bar;
-
-/// Names that `auto` looks at.
-const SAMPLE: usize = 10_000;
 
 /// Most rows of a printed table; the JSON has them all.
 const ROWS_MAX: usize = 20;
@@ -28,8 +25,8 @@ Exit codes: 0 the directory was read; 1 it could not be; 2 wrong usage; 3 it has
 pub(crate) struct Args {
     /// The directory
     dir: PathBuf,
-    /// How its files are named: auto, fs, fs3, nixl, nixl3, nixl-sharded
-    #[arg(long, default_value = "auto", value_parser = parse_choice)]
+    /// How its files are named
+    #[arg(long, default_value = "auto", value_parser = choice_parser())]
     layout: Choice,
     /// Threads that read the directory
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -39,19 +36,6 @@ pub(crate) struct Args {
     keys: bool,
     #[command(flatten)]
     json: JsonArgs,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Choice {
-    Auto,
-    Given(Layout),
-}
-
-fn parse_choice(name: &str) -> Result<Choice, String> {
-    match name {
-        "auto" => Ok(Choice::Auto),
-        name => name.parse().map(Choice::Given).map_err(|error| format!("{error}, auto")),
-    }
 }
 
 /// The JSON. Version 1 of the schema; fields may be added.
@@ -102,8 +86,6 @@ struct Key {
 }
 
 pub(crate) fn run(args: Args) -> Result<Outcome, Failure> {
-    // Gives a plainer error than the scan would.
-    std::fs::read_dir(&args.dir).map_err(|error| Failure::directory(&args.dir, &error))?;
     let (layout, reason) = choose(&args.dir, args.layout)?;
     let bar = Bar::new();
     let survey = survey(&args.dir, layout, usize::from(args.threads), &|seen| bar.count("reading", seen))?;
@@ -112,18 +94,6 @@ pub(crate) fn run(args: Args) -> Result<Outcome, Failure> {
     args.json.finish(&recovery, || render(&recovery))?;
     let is_unknown = recovery.objects == 0 && recovery.foreign > 0;
     Ok(if is_unknown { Outcome::Problems } else { Outcome::Clean })
-}
-
-fn choose(dir: &Path, choice: Choice) -> Result<(Layout, String), Failure> {
-    if let Choice::Given(layout) = choice {
-        return Ok((layout, "as asked for".to_owned()));
-    }
-    let names = sample_names(dir, SAMPLE)?;
-    Ok(match detect(&names) {
-        Some(found) => (found.layout, found.reason),
-        None if names.is_empty() => (Layout::Fs, "there are no files; assumed".to_owned()),
-        None => (Layout::Fs, format!("none of {} names is of any layout; assumed", names.len())),
-    })
 }
 
 fn summarise(dir: &Path, layout: Layout, layout_reason: String, mut survey: Survey, with_keys: bool) -> Recovery {
@@ -199,12 +169,8 @@ fn render(recovery: &Recovery) -> String {
         }
     }
     if recovery.foreign > 0 {
-        out.push_str("\nforeign entries:\n");
-        for file in &recovery.foreign_examples {
-            out.push_str(&format!("  {}: {}\n", human::printable(&file.name), human::printable(&file.reason)));
-        }
-        let more = recovery.foreign.saturating_sub(recovery.foreign_examples.len() as u64);
-        out.push_str(&and_more(more));
+        let examples = recovery.foreign_examples.iter().map(|file| (&*file.name, &*file.reason));
+        out.push_str(&format!("\n{}", human::reasons("foreign entries", recovery.foreign, examples)));
     }
     if let Some(keys) = &recovery.keys {
         out.push_str("\nobjects, oldest first: key, bytes, nanoseconds since 1970\n");
@@ -226,9 +192,5 @@ fn share_table(what: &str, shares: &BTreeMap<String, Share>) -> String {
         let name = if name.is_empty() { "(none)".to_owned() } else { human::printable(name) };
         table.row([name, human::count(share.objects), human::size(share.bytes)]);
     }
-    table.render() + &and_more(rows.len().saturating_sub(ROWS_MAX) as u64)
-}
-
-fn and_more(more: u64) -> String {
-    if more == 0 { String::new() } else { format!("  ... and {} more\n", human::count(more)) }
+    table.render() + &human::and_more(rows.len().saturating_sub(ROWS_MAX) as u64)
 }

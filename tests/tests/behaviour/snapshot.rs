@@ -24,7 +24,7 @@ const CAPACITY: u64 = 1000 * OBJECT_BYTES as u64;
 const SNAPSHOT: &str = ".saltern/index";
 
 /// Files of a directory whose scan is held at its first step.
-const MANY: u32 = 5000;
+const MANY: u32 = 2500;
 
 /// Names that the scan reads before it can be held.
 const SEEN: u64 = 256;
