@@ -233,6 +233,10 @@ pub struct Config {
     #[doc(hidden)]
     #[serde(skip)]
     pub skip_quarantine: bool,
+    /// Replaces the machine's boot id, so that tests can let a machine go down.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub boot_id: Option<String>,
     /// Threads that scan the directory at open. Default 2.
     pub scan_threads: usize,
     /// How long open waits for the I/O of a dead owner to end before it gives up. Default 10 s.
@@ -277,6 +281,7 @@ impl Config {
             status_socket: true,
             steps: Steps::default(),
             skip_quarantine: false,
+            boot_id: None,
             scan_threads: 2,
             lock_wait: Duration::from_secs(10),
         }

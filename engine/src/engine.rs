@@ -151,7 +151,9 @@ impl Engine {
         let name = if bytes > limit {
             Err(Error::TooLarge { bytes, limit })
         } else {
-            core.config.layout.encode(key).map_err(Error::from)
+            // Refused here, too, so that nothing is evicted for it.
+            let writable = core.volume.health.check(core.volume.path());
+            writable.and_then(|()| core.config.layout.encode(key).map_err(Error::from))
         };
         match name {
             Ok(name) => {
@@ -339,6 +341,11 @@ impl Core {
         if !core.volume.is_in_place() {
             problems.push(format!("{} is not the directory that was opened", core.volume.path().display()));
         }
+        if let Some(reason) = core.volume.health.read_only() {
+            problems.push(format!(
+                "read-only for good: {reason}; look at the disk, then close the engine and open it again"
+            ));
+        }
         if let Some(RecoveryReport { error: Some(error), .. }) = core.recovery.peek() {
             problems.push(format!("the scan ended early: {error}"));
         }
@@ -464,6 +471,10 @@ impl Engine {
             take_away(core);
         }
         core.save_at_close();
+        core.volume.trust.end(|| {
+            let is_known = core.recovery.is_complete() && core.latent.objects() == 0;
+            is_known.then(|| core.index.lock_all().hashes())
+        });
         self.core.completion.flush();
         self.core.hub.close();
         self.watchdog.stop();

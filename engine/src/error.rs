@@ -131,6 +131,22 @@ pub enum Error {
         /// Path relative to the volume.
         path: String,
     },
+    /// The machine went down after this file was written, and it has no checksum to be checked by. The object is dropped.
+    #[error(
+        "{path}: the machine went down since, and there is no checksum; the object is treated as a miss and removed"
+    )]
+    Unverifiable {
+        /// Path relative to the volume.
+        path: String,
+    },
+    /// The volume takes no stores until it is opened again; loads and deletes go on.
+    #[error("{dir} is read-only for good: {reason}; look at the disk, then close the engine and open it again")]
+    ReadOnly {
+        /// The volume's directory.
+        dir: PathBuf,
+        /// What happened.
+        reason: String,
+    },
     /// A system call failed.
     #[error("{op} {path}: {}", errno.desc())]
     Io {

@@ -12,6 +12,8 @@ mod engine;
 mod error;
 mod events;
 pub mod eviction;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 mod integrity;
 mod keep;
@@ -25,6 +27,8 @@ pub mod maintain;
 mod manage;
 mod mem;
 mod open;
+#[cfg(test)]
+mod orders;
 pub mod probe;
 pub mod quotas;
 mod remember;

@@ -1,5 +1,6 @@
 //! Opening an engine: the directory is taken, threads are started, the scan fills the index.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::thread::JoinHandle;
@@ -35,6 +36,10 @@ use crate::watchdog::Watchdog;
 
 /// The default of `min_free_bytes` is not more than this.
 const MIN_FREE_DEFAULT_MAX: u64 = 1 << 30;
+
+/// The note for operators after an unclean reboot, or a failed sync.
+const CHECKS_FIRST_USE: &str = "the machine went down under an earlier engine, or a sync failed: what was found is checked \
+    before its first use";
 
 pub(crate) type Progress = Box<dyn Fn(u64) + Send + Sync>;
 
@@ -84,7 +89,10 @@ impl Opener {
                 counts_only: config.discovery == Discovery::Ask,
                 threads: config.scan_threads,
             };
-            let mut report = scan.run(recovery, &*progress);
+            // Whoever waits for the scan must hear of its end, also when it panics.
+            let scanned = catch_unwind(AssertUnwindSafe(|| scan.run(recovery, &*progress)));
+            let mut report = scanned
+                .unwrap_or_else(|_| RecoveryReport { error: Some("it panicked".into()), ..RecoveryReport::default() });
             (report.unfinished, report.from_snapshot) = (unfinished, from_snapshot);
             if report.error.is_none() {
                 match core.sweep_hints() {
@@ -94,6 +102,9 @@ impl Opener {
             }
             if let Some(error) = &report.error {
                 tracing::error!(error, "the scan ended early; what it did not see is asked of the disk");
+            }
+            if core.volume.trust.is_limited() {
+                core.note(CHECKS_FIRST_USE.into());
             }
             index.start_order();
             core.suspect(ledger.all_over_quota());

@@ -110,6 +110,13 @@ fn parse(contents: &[u8]) -> Result<Quotas, String> {
     Ok(quotas)
 }
 
+/// Reads anything; for fuzzing.
+pub(crate) fn parse_any(contents: &[u8]) {
+    if let Ok(quotas) = parse(contents) {
+        assert_eq!(parse(render(&quotas).as_bytes()), Ok(quotas));
+    }
+}
+
 /// The quotas of an open engine. Thread-safe.
 pub(crate) struct Kept {
     state: OwnedFd,

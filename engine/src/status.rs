@@ -69,6 +69,11 @@ pub struct Status {
 pub struct VolumeStatus {
     /// Its path.
     pub dir: String,
+    /// Why stores are refused until the volume is opened again; null where they are taken.
+    pub read_only: Option<String>,
+    /// Whether what was found has to be checked before its first use: the machine went down under an earlier engine, or a sync
+    /// failed.
+    pub checks_first_use: bool,
     /// `ext4`, `xfs`, ... or the magic number in hexadecimal.
     pub file_system: String,
     /// Whether I/O bypasses the page cache.

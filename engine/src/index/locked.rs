@@ -25,6 +25,11 @@ impl Locked<'_> {
         own.map(|entry| self.key(entry)).collect()
     }
 
+    /// The keys' hashes of all objects.
+    pub(crate) fn hashes(&self) -> Vec<u64> {
+        self.entries().map(|entry| entry.hash).collect()
+    }
+
     fn key(&self, entry: &Entry) -> ObjectKey {
         ObjectKey::from_parts(self.index.scopes[entry.scope as usize].scope.clone(), entry.chunk.clone())
     }

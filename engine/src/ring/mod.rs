@@ -2,7 +2,7 @@
 //!
 //! All unsafe of the ring is in this module. What goes in is a [`Request`] that owns its memory (a [`Span`]) and
 //! its descriptor; both stay in the slot table until the request's own CQE has arrived, whatever happens to the
-//! operation that asked for it. Short reads and writes are continued here, interrupted ones repeated; what comes
+//! operation that asked for it. Short reads and writes are continued here, interrupted ones repeated (never a sync); what comes
 //! out is final. A completion carries the slot's index and generation, never a pointer.
 //!
 //! Kernel: 5.15 or newer with `EXT_ARG` and `NODROP`; better with 5.19 (registered buffers for memory lent
@@ -290,7 +290,8 @@ impl InFlight {
         }
         if result < 0 {
             return match Errno::from_raw(-result) {
-                Errno::EINTR | Errno::EAGAIN => None,
+                // Not a sync: repeated, it may succeed without having written what the first could not.
+                Errno::EINTR | Errno::EAGAIN if matches!(self.request.op, Op::Read | Op::Write) => None,
                 errno => Some(Err(errno)),
             };
         }

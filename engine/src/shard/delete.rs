@@ -42,6 +42,7 @@ impl Shard {
             }
             Err(errno) => {
                 self.core.index.abort_delete(keyed);
+                self.core.volume.health.heed("unlink", name, errno);
                 Err(Error::io("unlink", name, errno))
             }
         }
@@ -53,7 +54,8 @@ impl Shard {
         let core = self.core.clone();
         // Something that is not a file may have taken the name: not ours to move or remove.
         let Some(stat) = core.volume.stat(name)? else { return Ok(()) };
-        if self.spares.is_on() && stat.bytes > 0 && !self.disk_is_low && self.make_room(stat.bytes) {
+        let is_wanted = self.spares.is_on() && core.volume.health.read_only().is_none();
+        if is_wanted && stat.bytes > 0 && !self.disk_is_low && self.make_room(stat.bytes) {
             let spare = self.next_name();
             match core.volume.retire(name, &spare) {
                 Ok(()) => {
@@ -99,8 +101,8 @@ impl Shard {
         match result {
             Ok(()) => self.spares.end_sync(),
             Err(errno) => {
-                tracing::error!(%errno, "the sync of retired files failed; no file is recycled any more");
                 let core = self.core.clone();
+                core.volume.sync_failed("fsync", ".saltern/spares", errno);
                 self.spares.fail_sync().into_iter().for_each(|spare| discard(&core, spare));
             }
         }

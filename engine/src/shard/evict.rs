@@ -24,6 +24,7 @@ impl Shard {
             }
             Err(errno) => {
                 counts.eviction_errors.add(1);
+                self.core.volume.health.heed("unlink", &name, errno);
                 tracing::error!(name, %errno, "an object could not be evicted; it stays");
                 self.core.index.abort_delete(&keyed);
                 self.evicted.push(Evicted { salt: keyed.salt, bytes, is_gone: false });

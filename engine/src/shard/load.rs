@@ -42,12 +42,19 @@ impl ActiveLoad {
                     self.transfer.sum_piece(sum, piece);
                 }
             }
-            Ok(bytes) => self.transfer.fail(Error::Damaged {
-                path: self.name.clone(),
-                expected: self.transfer.len as u64,
-                found: (piece.offset + bytes) as u64,
-            }),
+            Ok(bytes) => self.transfer.fail(self.short_read(piece.offset + bytes)),
             Err(errno) => self.transfer.fail(Error::io("read", &self.name, errno)),
+        }
+    }
+}
+
+impl ActiveLoad {
+    /// What it means that a read has ended here, in front of the object's end: the file was cut, or only the read was.
+    fn short_read(&self, found: usize) -> Error {
+        let (expected, found) = (self.transfer.len as u64, found as u64);
+        match stat_fd(self.transfer.fd.as_fd()) {
+            Ok(stat) if stat.bytes >= expected => Error::io("read", &self.name, Errno::EIO),
+            _ => Error::Damaged { path: self.name.clone(), expected, found },
         }
     }
 }
@@ -70,17 +77,22 @@ impl Shard {
             let error = Error::WrongSize { object_bytes, buffer_bytes };
             return self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer));
         }
-        match self.open(&op.keyed.key, &op.name, object_bytes) {
+        let is_doubted = self.core.volume.trust.doubts(op.keyed.hash());
+        // Only a whole payload can be checked: a padded file's tail is not loaded.
+        let is_whole = object_bytes == buffer_bytes;
+        match self.open(&op.keyed.key, &op.name, object_bytes, is_doubted) {
+            Ok(Opened { stamp: Some(_), .. }) if is_doubted && !is_whole => {
+                let error = Error::Unverifiable { path: op.name.clone() };
+                self.fail_load(&op.keyed, &op.name, op.part, error, Some(op.buffer));
+            }
             Ok(Opened { fd, stamp }) => {
-                // Only a whole payload can be checked: a padded file's tail is not loaded.
-                let check = stamp
-                    .filter(|_| self.core.integrity == Integrity::Verify && object_bytes == buffer_bytes)
-                    .map(|stamp| (stamp, Sum::new()));
+                let is_checked = is_whole && (is_doubted || self.core.integrity == Integrity::Verify);
+                let check = stamp.filter(|_| is_checked).map(|stamp| (stamp, Sum::new()));
                 let transfer = Transfer::new(IoBuffer::new(op.buffer), fd);
                 let LoadOp { keyed, name, part, _queued, .. } = op;
                 self.activate_load(ActiveLoad { keyed, name, part, transfer, check, _queued });
             }
-            Err(error @ (Error::NotFound | Error::Damaged { .. })) => {
+            Err(error @ (Error::NotFound | Error::Damaged { .. } | Error::Unverifiable { .. })) => {
                 self.fail_load(&op.keyed, &op.name, op.part, error, Some(op.buffer));
             }
             Err(error) => self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer)),
@@ -88,7 +100,7 @@ impl Shard {
     }
 
     /// The object's descriptor: a cached one, or a new one whose file is what the index knows.
-    fn open(&mut self, key: &ObjectKey, name: &str, expected: u64) -> Result<Opened> {
+    fn open(&mut self, key: &ObjectKey, name: &str, expected: u64, is_doubted: bool) -> Result<Opened> {
         if let Some(opened) = self.descriptors.get(key) {
             // Someone may have removed or replaced the file: then the name decides, and the space is not held.
             let stat = stat_fd(opened.fd.as_fd()).ok();
@@ -113,7 +125,7 @@ impl Shard {
             return Err(damaged(stat.bytes));
         }
         let mut stamp = None;
-        if self.core.integrity == Integrity::Verify {
+        if is_doubted || self.core.integrity == Integrity::Verify {
             let mut raw = [0; STAMP_BYTES];
             let len = get_attribute(fd.as_fd(), STAMP_NAME, &mut raw);
             let len = len.map_err(|errno| Error::io("getxattr", name, errno))?;
@@ -121,6 +133,13 @@ impl Shard {
             if let Some(stamp) = stamp.filter(|stamp| stamp.bytes() != expected) {
                 return Err(damaged(stamp.bytes()));
             }
+        }
+        if is_doubted
+            && stamp.is_none()
+            && self.core.integrity != Integrity::Off
+            && self.core.volume.trust.is_old(&stat)
+        {
+            return Err(Error::Unverifiable { path: name.into() });
         }
         let opened = Opened { fd: Rc::new(fd), stamp };
         self.descriptors.put(key.clone(), opened.clone());
@@ -164,7 +183,10 @@ impl Shard {
                 let error = Error::Corrupt { path: name.clone() };
                 self.fail_load(&keyed, &name, part, error, buffer);
             }
-            None => self.end_load(&keyed, &name, part, Ok(bytes), buffer),
+            None => {
+                self.core.volume.trust.prove(keyed.hash());
+                self.end_load(&keyed, &name, part, Ok(bytes), buffer);
+            }
             Some(error @ Error::Damaged { .. }) => self.fail_load(&keyed, &name, part, error, buffer),
             Some(error) => self.end_load(&keyed, &name, part, Err(error), buffer),
         }

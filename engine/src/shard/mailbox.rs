@@ -64,6 +64,8 @@ pub(crate) enum Command {
 pub(crate) struct Mailbox {
     queue: SegQueue<Command>,
     sleeping: AtomicBool,
+    /// Nobody takes commands any more.
+    abandoned: AtomicBool,
     pub(crate) wake: Arc<EventFd>,
 }
 
@@ -72,7 +74,8 @@ impl Mailbox {
         // Blocking: the ring's read of a non-blocking eventfd would fail at once instead of waiting.
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| Error::io("eventfd", "(shard)", errno))?;
-        Ok(Self { queue: SegQueue::new(), sleeping: AtomicBool::new(false), wake: Arc::new(wake) })
+        let (sleeping, abandoned) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { queue: SegQueue::new(), sleeping, abandoned, wake: Arc::new(wake) })
     }
 
     /// Queues commands without waking the shard; [`Self::ring`] follows.
@@ -83,13 +86,29 @@ impl Mailbox {
     /// Wakes the shard if it sleeps: a batch costs at most one system call.
     pub(crate) fn ring(&self) {
         // Pairs with the fence in `may_sleep`: either this sees the sleeper, or the sleeper sees the command.
+        // And with that in `abandon`.
         fence(Ordering::SeqCst);
+        if self.abandoned.load(Ordering::Relaxed) {
+            self.clear();
+        }
         if self.sleeping.load(Ordering::Relaxed)
             && self.sleeping.swap(false, Ordering::Relaxed)
             && let Err(errno) = self.wake.write(1)
         {
             tracing::error!(%errno, "waking a shard failed");
         }
+    }
+
+    /// The shard has failed: what is queued, now or later, is answered with an error.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.clear();
+    }
+
+    fn clear(&self) {
+        // A command that is dropped answers for its key.
+        while self.queue.pop().is_some() {}
     }
 
     pub(super) fn pop(&self) -> Option<Command> {

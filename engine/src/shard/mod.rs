@@ -543,7 +543,7 @@ impl Drop for Shard {
             // Nobody else would: what it was to evict stays.
             self.core.close_room();
         }
-        while self.core.mailboxes[self.me].pop().is_some() {}
+        self.core.mailboxes[self.me].abandon();
         self.waiting_loads.clear();
         self.waiting_stores.clear();
         self.followers.clear();

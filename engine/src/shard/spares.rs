@@ -224,4 +224,50 @@ mod tests {
         assert!(!spares.is_on() && !spares.make_room(1, |_| {}));
         assert_eq!((spares.bytes(), spares.count()), (0, 0));
     }
+
+    /// Every sequence of so many steps is tried: nothing is given out that was not retired before a sync that has ended since,
+    /// nothing twice, and the sums agree.
+    #[test]
+    fn in_every_order_what_is_given_out_is_clean() {
+        const STEPS: u32 = 8;
+        const KINDS: u32 = 5;
+        for sequence in 0..KINDS.pow(STEPS) {
+            let mut spares = Spares::new(1000);
+            let (mut retired, mut syncing, mut clean) = (Vec::new(), Vec::new(), Vec::new());
+            for step in 0..STEPS {
+                match sequence / KINDS.pow(step) % KINDS {
+                    0 => {
+                        let name = format!("{step}");
+                        if spares.make_room(100, |_| panic!("there is room for all")) {
+                            spares.retire(spare(&name, 100));
+                            retired.push(name);
+                        }
+                    }
+                    1 if spares.wants_sync(true) => {
+                        spares.begin_sync();
+                        syncing.append(&mut retired);
+                    }
+                    2 if !syncing.is_empty() => {
+                        spares.end_sync();
+                        clean.append(&mut syncing);
+                    }
+                    3 if !syncing.is_empty() => {
+                        let failed = spares.fail_sync().len();
+                        assert_eq!(failed, syncing.len() + retired.len());
+                        (syncing, retired) = (Vec::new(), Vec::new());
+                    }
+                    4 => match spares.take(100) {
+                        Some(spare) => {
+                            let at = clean.iter().position(|name| *name == spare.name);
+                            clean.remove(at.expect("what is given out is clean, and given out once"));
+                        }
+                        None => assert_eq!(clean, [""; 0], "clean ones are given out"),
+                    },
+                    _ => {}
+                }
+                let count = retired.len() + syncing.len() + clean.len();
+                assert_eq!((spares.count(), spares.bytes()), (count, 100 * count as u64));
+            }
+        }
+    }
 }

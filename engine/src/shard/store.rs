@@ -124,6 +124,9 @@ impl Shard {
             self.give_up_claim(&op.keyed, bytes);
             return self.release_followers(&op.keyed);
         }
+        if let Err(error) = self.core.volume.check_writable() {
+            return self.fail_store(&op.keyed, op.part, error, bytes, Some(op.buffer));
+        }
         match self.open_file(bytes) {
             Ok((from, old_bytes, fd)) => {
                 let transfer = Transfer::new(IoBuffer::new(op.buffer), fd);
@@ -232,8 +235,10 @@ impl Shard {
     }
 
     pub(super) fn data_synced(&mut self, active: usize, result: Result<(), Errno>) {
+        let core = self.core.clone();
         let store = self.store_mut(active);
         if let Err(errno) = result {
+            core.volume.sync_failed("fdatasync", &store.name, errno);
             let error = Error::io("fdatasync", &store.name, errno);
             store.transfer.fail(error);
         }
@@ -247,19 +252,34 @@ impl Shard {
     fn publish(&mut self, active: usize) {
         let core = self.core.clone();
         let store = self.store_mut(active);
+        // Another's sync may have failed for all that the device had in hand.
+        if let Err(error) = core.volume.health.check(core.volume.path()) {
+            store.transfer.fail(error);
+            return self.abandon(active);
+        }
         match core.volume.publish(&store.from, &store.name) {
             Err(errno) => {
                 let error = Error::io("rename", &store.name, errno);
                 store.transfer.fail(error);
                 self.abandon(active);
             }
-            Ok(_) if core.config.durability != Durability::Full => self.finish_store(active),
-            Ok(Parent::Root(_)) => {
+            Ok(parent) => {
+                core.volume.health.went_well();
+                self.make_durable(active, parent);
+            }
+        }
+    }
+
+    /// The object has its name; where that has to survive a power cut, its directory is synced.
+    fn make_durable(&mut self, active: usize, parent: Parent<'_>) {
+        match parent {
+            _ if self.core.config.durability != Durability::Full => self.finish_store(active),
+            Parent::Root(_) => {
                 self.dir_sync_waiting.push(active);
                 self.sync_dir();
             }
             // Shard directories are many: each sync is of its own.
-            Ok(Parent::Shard(dir)) => {
+            Parent::Shard(dir) => {
                 self.sync(Pending::DirSync { actives: vec![active] }, Op::SyncAll, Rc::new(dir));
             }
         }
@@ -280,23 +300,44 @@ impl Shard {
             self.dir_sync_running = false;
         }
         for active in actives {
-            match result {
+            let volume = &self.core.volume;
+            let synced = result.map_err(|errno| {
+                volume.sync_failed("fsync", "of the directory", errno);
+                Error::io("fsync", volume.path(), errno)
+            });
+            match synced.and_then(|()| volume.health.check(volume.path())) {
                 Ok(()) => self.finish_store(active),
-                Err(errno) => {
-                    // The name is there, but nothing says that it would survive: it is taken back.
-                    let core = self.core.clone();
-                    let store = self.store_mut(active);
-                    let _ = core.volume.remove(&store.name);
-                    let error = Error::io("fsync", core.volume.path(), errno);
-                    store.transfer.fail(error);
-                    self.abandon(active);
-                }
+                Err(error) => self.take_back(active, error),
             }
         }
         self.sync_dir();
     }
 
+    /// The name is there, but nothing says that it would survive a power cut: it goes again. Where it cannot, the object stays
+    /// and counts, as it is on disk; its caller hears of the failure all the same.
+    fn take_back(&mut self, active: usize, error: Error) {
+        let core = self.core.clone();
+        let store = self.store_mut(active);
+        match core.volume.remove(&store.name) {
+            Ok(()) | Err(Errno::ENOENT) => {
+                store.transfer.fail(error);
+                self.abandon(active);
+            }
+            Err(errno) => {
+                tracing::error!(name = store.name, %errno, "a store that was not made durable could not be taken back");
+                self.core.counts.store_errors.add(1);
+                self.end_store(active, Err(error));
+            }
+        }
+    }
+
     fn finish_store(&mut self, active: usize) {
+        self.core.counts.stores.add(1);
+        self.end_store(active, Ok(()));
+    }
+
+    /// The object is there; its caller is told so, or of an error.
+    fn end_store(&mut self, active: usize, result: Result<()>) {
         let Active::Store(store) = self.actives.remove(active) else { unreachable!("a store's number names a store") };
         self.stores.active -= 1;
         let ActiveStore { keyed, part, transfer, sum, _queued, .. } = store;
@@ -304,11 +345,13 @@ impl Shard {
         let stamp = sum.map(|sum| Stamp::new(bytes, sum.finish()));
         self.descriptors.put(keyed.key.clone(), Opened { fd: transfer.fd, stamp });
         self.core.config.steps.at(Step::Published, &keyed.key);
+        self.core.volume.trust.prove(keyed.hash());
         self.core.index.commit_store(&keyed, bytes);
         self.deltas.stored(keyed.salt, bytes);
-        self.core.counts.stores.add(1);
-        self.core.counts.stored_bytes.add(bytes);
-        self.answers.push(Answer::Store(part, Ok(bytes), transfer.buffer.into_buffer().ok()));
+        if result.is_ok() {
+            self.core.counts.stored_bytes.add(bytes);
+        }
+        self.answers.push(Answer::Store(part, result.map(|()| bytes), transfer.buffer.into_buffer().ok()));
         self.release_followers(&keyed);
     }
 
@@ -340,7 +383,10 @@ impl Shard {
                 let (free, capacity) = self.core.volume.free_bytes().unwrap_or((0, 0));
                 self.core.full(needed, NoRoom { free, capacity })
             }
-            _ => Error::io(op, name, errno),
+            _ => {
+                self.core.volume.health.heed(op, name, errno);
+                Error::io(op, name, errno)
+            }
         }
     }
 

@@ -72,6 +72,8 @@ impl Medium {
     pub(crate) fn status(&self, path: &Path) -> VolumeStatus {
         VolumeStatus {
             dir: path.display().to_string(),
+            read_only: None,
+            checks_first_use: false,
             file_system: self.file_system.clone(),
             direct_io: self.direct.is_on,
             memory_align_bytes: self.direct.mem_align,

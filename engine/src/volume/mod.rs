@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/<object files, named by the layout>
 //! DIR/.saltern/lock          the owner's lock (flock); holds its pid as text
+//! DIR/.saltern/running-<id>, unverified   whether what is found has to be checked (see `trust.rs`)
 //! DIR/.saltern/quotas        quotas of salts (see `quotas.rs`)
 //! DIR/.saltern/index         what it held a while ago, and when that was used (see `snapshot.rs`)
 //! DIR/.saltern/status        the status socket (see `serve.rs`)
@@ -15,8 +16,10 @@
 //! Every call here is a plain system call of some microseconds: on a local disk that is cheaper than through the
 //! ring, which hands them to worker threads.
 
+mod health;
 mod lock;
 mod medium;
+mod trust;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -32,9 +35,11 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::status::VolumeStatus;
 use crate::sys::{FileStat, stat_at, stat_fd};
+use health::Health;
 pub(crate) use lock::lock_directory;
 use lock::take_lock;
 use medium::{Direct, Medium, write_zeroes};
+use trust::Trust;
 
 /// Everything of the engine's own in a volume.
 pub(crate) const STATE_DIR: &str = ".saltern";
@@ -64,6 +69,8 @@ pub(crate) struct Volume {
     medium: Medium,
     lock: Flock<std::fs::File>,
     identity: (u64, u64),
+    pub(crate) health: Health,
+    pub(crate) trust: Trust,
 }
 
 /// Where an unpublished file is.
@@ -112,6 +119,7 @@ impl Volume {
             medium.direct = Direct::OFF;
         }
         let identity = stat_fd(dir.as_fd()).map_err(at("statx", ""))?.identity;
+        let trust = Trust::begin(state, config.boot_id.as_deref()).map_err(at("mark", STATE_DIR))?;
         Ok(Self {
             layout: config.layout,
             recycles: config.spare_bytes > 0 && RECYCLING.contains(&medium.file_system.as_str()),
@@ -123,6 +131,8 @@ impl Volume {
             medium,
             lock,
             identity,
+            health: Health::new(),
+            trust,
         })
     }
 
@@ -190,15 +200,48 @@ impl Volume {
     }
 
     pub(crate) fn status(&self) -> VolumeStatus {
-        self.medium.status(&self.path)
+        VolumeStatus {
+            read_only: self.health.read_only().map(str::to_owned),
+            checks_first_use: self.trust.is_limited(),
+            ..self.medium.status(&self.path)
+        }
+    }
+
+    /// Whether stores are taken; looks at the directory now and then.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] where they are not.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.health.wants_look() && self.is_gone() {
+            self.health.turn_read_only("the directory is not at its path any more".into());
+        }
+        self.health.check(&self.path)
+    }
+
+    /// A sync has failed: what it was to make durable may be lost, and no later sync will say so.
+    pub(crate) fn sync_failed(&self, op: &str, name: &str, errno: Errno) {
+        if self.health.turn_read_only(format!("{op} {name} failed: {}", errno.desc())) {
+            self.trust.withdraw();
+        }
     }
 
     /// Whether the path still leads to the directory that was opened. After a removal or an unmount I/O goes on
     /// succeeding into nothing.
     pub(crate) fn is_in_place(&self) -> bool {
-        nix::fcntl::open(&self.path, OPEN_DIR | OFlag::O_PATH, Mode::empty())
-            .and_then(|fd| stat_fd(fd.as_fd()))
-            .is_ok_and(|stat| stat.identity == self.identity)
+        self.look_at_path().is_ok_and(|identity| identity == self.identity)
+    }
+
+    /// Whether something else, or nothing, is at the path for certain.
+    fn is_gone(&self) -> bool {
+        match self.look_at_path() {
+            Ok(identity) => identity != self.identity,
+            Err(errno) => matches!(errno, Errno::ENOENT | Errno::ENOTDIR),
+        }
+    }
+
+    fn look_at_path(&self) -> Result<(u64, u64), Errno> {
+        let fd = nix::fcntl::open(&self.path, OPEN_DIR | OFlag::O_PATH, Mode::empty())?;
+        Ok(stat_fd(fd.as_fd())?.identity)
     }
 
     /// Removes what unfinished stores have left; gives how many there were.

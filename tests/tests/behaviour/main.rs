@@ -7,6 +7,7 @@ mod eviction;
 mod file_systems;
 mod forbidden;
 mod gate;
+mod health;
 mod limits;
 mod listing;
 mod model;

@@ -1,0 +1,297 @@
+//! Every order of what can happen to one key at once, tried: stores, failing stores, deletes, loads, loads that find damage, pins and
+//! the scan, as steps that are each atomic (a lock is held for each), on a real index and ledger and a model of the disk.
+//!
+//! The search is complete: it takes each choice of who goes next, and starts over for each. A shard's deltas are shared and
+//! applied when it answers, as in the shard.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::events::Hub;
+use crate::index::{BeginStore, Entered, Epoch, Index, Keyed};
+use crate::key::{ObjectKey, kv_rank};
+use crate::ledger::{Deltas, Ledger};
+
+const BYTES: u64 = 100;
+const LEASE: Duration = Duration::from_secs(600);
+
+/// A scan has looked often enough: something must be wrong.
+const LOOKS_MAX: u32 = 10;
+
+/// What the actors share.
+struct World {
+    index: Index,
+    ledger: Ledger,
+    keyed: Keyed,
+    deltas: Deltas,
+    /// The object's file.
+    disk: Option<u64>,
+    pins: u32,
+    loads: u32,
+}
+
+impl World {
+    fn new(disk: Option<u64>) -> Self {
+        let (index, ledger) = (Index::new(Arc::new(Hub::new()), None), Ledger::new(Some(10 * BYTES)));
+        let key = ObjectKey::new("m", kv_rank(1, 0, 1, 0), 0, &[7; 32], "t").expect("a valid key");
+        let keyed = index.keyed(&key, &ledger);
+        Self { index, ledger, keyed, deltas: Deltas::new(), disk, pins: 0, loads: 0 }
+    }
+
+    fn apply(&mut self) {
+        self.ledger.apply(&self.deltas);
+        self.deltas.clear();
+    }
+
+    /// As `Shard::forget`.
+    fn forget(&mut self, bytes: u64) {
+        self.deltas.deleted(self.keyed.salt, bytes);
+        self.apply();
+        self.index.end_delete(&self.keyed);
+    }
+
+    /// As `Discover::recount`.
+    fn recount(&self, from: u64, to: u64) {
+        let mut deltas = Deltas::new();
+        deltas.recovered(self.keyed.salt, to);
+        deltas.deleted(self.keyed.salt, from);
+        self.ledger.apply(&deltas);
+    }
+
+    /// What has to be so when nobody is in the middle of anything.
+    fn check(&self) {
+        let there = self.disk.unwrap_or(0);
+        assert_eq!(self.ledger.totals(), (there, 0), "the books");
+        assert_eq!(self.ledger.underflows(), 0);
+        assert_eq!(self.index.objects(), u64::from(self.disk.is_some()), "objects");
+        let found = self.index.lookup_and_pin(std::slice::from_ref(&self.keyed.key), LEASE)[0];
+        assert_eq!(found, self.disk, "what a lookup finds");
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Store,
+    /// Fails when it writes.
+    FailingStore,
+    Delete,
+    Load,
+    /// Finds another file than the index knows.
+    DamagedLoad,
+    Pin,
+    Scan,
+}
+
+/// Somebody who does something to the key, a step at a time.
+struct Actor {
+    kind: Kind,
+    at: u32,
+    bytes: u64,
+    counted: u64,
+    seen: Option<Epoch>,
+    looks: u32,
+}
+
+impl Actor {
+    fn new(kind: Kind) -> Self {
+        Self { kind, at: 0, bytes: 0, counted: 0, seen: None, looks: 0 }
+    }
+
+    /// True when it is done.
+    fn step(&mut self, world: &mut World) -> bool {
+        self.at += 1;
+        match self.kind {
+            Kind::Store | Kind::FailingStore => self.store(world),
+            Kind::Delete => self.delete(world),
+            Kind::Load | Kind::DamagedLoad => self.load(world),
+            Kind::Pin => self.pin(world),
+            Kind::Scan => self.scan(world),
+        }
+    }
+
+    fn store(&mut self, world: &mut World) -> bool {
+        let salt = world.keyed.salt;
+        match self.at {
+            1 => {
+                if world.index.begin_store(&world.keyed) != BeginStore::New {
+                    return true;
+                }
+                world.ledger.reserve(salt, BYTES).expect("there is room for all");
+            }
+            2 if self.kind == Kind::FailingStore => {
+                world.deltas.cancelled(salt, BYTES);
+                world.apply();
+                world.index.abort_store(&world.keyed);
+                return true;
+            }
+            2 => world.disk = Some(BYTES),
+            3 => {
+                world.index.commit_store(&world.keyed, BYTES);
+                world.deltas.stored(salt, BYTES);
+            }
+            _ => {
+                world.apply();
+                return true;
+            }
+        }
+        false
+    }
+
+    fn delete(&mut self, world: &mut World) -> bool {
+        match self.at {
+            1 => {
+                let Ok(bytes) = world.index.begin_delete(&world.keyed) else { return true };
+                assert_eq!((world.pins, world.loads), (0, 0), "something in use is deleted");
+                self.bytes = bytes;
+            }
+            2 => {
+                assert_eq!(world.loads, 0, "a file is removed under a load");
+                world.disk = None;
+            }
+            _ => {
+                world.forget(self.bytes);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn load(&mut self, world: &mut World) -> bool {
+        match self.at {
+            1 => {
+                let Some(bytes) = world.index.begin_load(&world.keyed) else { return true };
+                world.loads += 1;
+                self.bytes = bytes;
+            }
+            2 => {
+                assert_eq!(world.disk, Some(self.bytes), "the file of a load is gone");
+                if self.kind == Kind::DamagedLoad {
+                    world.index.doom(&world.keyed);
+                }
+            }
+            _ => {
+                world.loads -= 1;
+                if let Some(bytes) = world.index.end_load(&world.keyed, self.kind == Kind::Load) {
+                    assert_eq!(world.loads, 0, "an object goes before its last load");
+                    world.disk = None;
+                    world.forget(bytes);
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    fn pin(&mut self, world: &mut World) -> bool {
+        let keys = std::slice::from_ref(&world.keyed.key);
+        match self.at {
+            1 => {
+                let Some(bytes) = world.index.lookup_and_pin(keys, LEASE)[0] else { return true };
+                self.bytes = bytes;
+                world.pins += 1;
+            }
+            2 => assert!(world.disk.is_none_or(|there| there == self.bytes)),
+            _ => {
+                world.pins -= 1;
+                world.index.unpin(keys);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// As `Discover::settle`.
+    fn scan(&mut self, world: &mut World) -> bool {
+        match self.at {
+            1 => {
+                self.looks += 1;
+                assert!(self.looks < LOOKS_MAX, "a scan looks for ever");
+                self.seen = world.index.epoch_if_absent(&world.keyed);
+            }
+            2 if self.seen.is_some() && world.disk.is_some() => self.bytes = world.disk.unwrap_or(0),
+            3 => {
+                world.recount(self.counted, self.bytes);
+                self.counted = self.bytes;
+            }
+            4 => match self.seen.map(|seen| world.index.insert_recovered(&world.keyed, self.bytes, 1, seen)) {
+                Some(Entered::New) => return true,
+                Some(Entered::Stale) => self.at = 0,
+                Some(Entered::Known) | None => {}
+            },
+            _ => {
+                world.recount(self.counted, 0);
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Runs one order: `choices` says who goes next, as a number among those who are not done; from its end on the first goes.
+/// Gives how many there were to choose from each time.
+fn run(kinds: &[Kind], disk: Option<u64>, choices: &[usize]) -> Vec<usize> {
+    let mut world = World::new(disk);
+    let mut actors: Vec<Actor> = kinds.iter().map(|kind| Actor::new(*kind)).collect();
+    let mut widths = Vec::new();
+    while !actors.is_empty() {
+        let next = choices.get(widths.len()).copied().unwrap_or(0);
+        widths.push(actors.len());
+        if actors[next].step(&mut world) {
+            actors.remove(next);
+        }
+    }
+    world.apply();
+    if disk.is_none() || kinds.contains(&Kind::Scan) {
+        world.check();
+    }
+    widths
+}
+
+/// Tries every order; gives their number.
+fn search(kinds: &[Kind], disk: Option<u64>) -> u64 {
+    let mut choices: Vec<usize> = Vec::new();
+    let mut orders = 0;
+    loop {
+        let tried = choices.clone();
+        let ran = std::panic::catch_unwind(|| run(kinds, disk, &tried));
+        let widths = ran.unwrap_or_else(|_| panic!("{kinds:?}, on disk {disk:?}, in this order: {tried:?}"));
+        orders += 1;
+        // The next order: the last choice that has another alternative takes it.
+        choices.resize(widths.len(), 0);
+        loop {
+            match choices.pop() {
+                None => return orders,
+                Some(last) if last + 1 < widths[choices.len()] => {
+                    choices.push(last + 1);
+                    break;
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn no_order_of_what_happens_to_a_key_breaks_index_or_books() {
+    use Kind::{DamagedLoad, Delete, FailingStore, Load, Pin, Scan, Store};
+    let mut orders = 0;
+    // Where the index is whole, nothing is on disk that it does not know.
+    for kinds in [
+        &[Store, Store, Delete][..],
+        &[Store, FailingStore, Delete],
+        &[Store, Delete, Delete],
+        &[Store, Load, Delete],
+        &[Store, Pin, Delete],
+        &[Store, DamagedLoad, Load],
+        &[Store, DamagedLoad, Delete],
+        &[Store, DamagedLoad, Pin],
+    ] {
+        orders += search(kinds, None);
+    }
+    // While the scan runs, whoever claims a key has asked the disk before; deletes and loads have, too.
+    for kinds in [&[Scan, Scan, Delete][..], &[Scan, Load, Delete], &[Scan, Scan, Load], &[Scan, DamagedLoad, Scan]] {
+        orders += search(kinds, Some(BYTES));
+    }
+    orders += search(&[Scan, Store, Delete], None);
+    assert!(orders > 30_000, "{orders} orders");
+}
