@@ -6,10 +6,12 @@
 
 mod disk;
 mod keys;
+pub mod kill;
 mod lend;
 mod listen;
 mod model;
 mod mount;
+pub mod parsers;
 mod scratch;
 mod seed;
 mod talk;

@@ -10,10 +10,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use saltern::{DeleteReport, Durability, Engine, Error, LoadReport, StoreReport, Ticket};
 
-use crate::journal::{Journal, Known};
-use crate::{KEYS, Volume, content, object};
+use super::journal::{Journal, Known};
+use super::{KEYS, Volume, content, object};
 
 const VARIABLE: &str = "SALTERN_KILL_WORK";
+
+/// As they are numbered for the child.
+const DURABILITIES: [Durability; 3] = [Durability::None, Durability::Data, Durability::Full];
 
 /// Batches in flight.
 const BATCHES: usize = 12;
@@ -28,12 +31,12 @@ pub(crate) struct Work {
 impl Work {
     pub(crate) fn hand_over(&self, command: &mut Command) {
         let Volume { dir, layout, shards, durability } = &self.volume;
-        let is_full = *durability == Durability::Full;
+        let durability = DURABILITIES.iter().position(|known| known == durability).expect("a known one");
         let fields = [
             dir.display().to_string(),
             layout.to_string(),
             shards.to_string(),
-            is_full.to_string(),
+            durability.to_string(),
             self.seed.to_string(),
             self.journal.display().to_string(),
         ];
@@ -48,7 +51,7 @@ impl Work {
             dir: next().into(),
             layout: next().parse().expect("a layout"),
             shards: next().parse().expect("a number"),
-            durability: if next() == "true" { Durability::Full } else { Durability::None },
+            durability: DURABILITIES[next().parse::<usize>().expect("a number")],
         };
         Self { volume, seed: next().parse().expect("a number"), journal: next().into() }
     }
@@ -69,9 +72,11 @@ struct Worker {
     busy: BTreeSet<u32>,
 }
 
-#[test]
-#[ignore = "runs in a process of its own, by nothing_is_wrong_after_fifty_kills"]
-fn child() {
+/// Works on what its environment says, until it is killed.
+///
+/// # Panics
+/// When something is wrong.
+pub fn child() {
     // When the parent's test fails, nobody else ends this process.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).expect("prctl");
     let work = Work::take_over();

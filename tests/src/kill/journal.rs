@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// What is known of an object after the process that worked on it died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Known {
+pub enum Known {
     /// Its store was acknowledged, and no delete begun.
     Present,
     /// Its delete was acknowledged, and no store begun.
