@@ -61,6 +61,27 @@ pub struct Cell {
     pub again: bool,
     /// Power cuts that are looked at.
     pub images: usize,
+    /// How much is stored.
+    pub scale: Scale,
+}
+
+/// How much a workload stores, and how thoroughly images are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scale {
+    /// Bytes of live objects at capacity.
+    pub capacity_bytes: u64,
+    /// Bytes stored while the power may be cut.
+    pub store_bytes: u64,
+    /// Of so many images one is also opened by an engine, which loads everything; on all of them each file is compared.
+    pub engine_one_of: usize,
+}
+
+impl Scale {
+    /// An engine on every image.
+    pub const FULL: Self = Self { capacity_bytes: 64 << 20, store_bytes: 192 << 20, engine_one_of: 1 };
+
+    /// For many images of many cells.
+    pub const SMALL: Self = Self { capacity_bytes: 12 << 20, store_bytes: 48 << 20, engine_one_of: 4 };
 }
 
 /// What the images of a cell have shown.
@@ -68,6 +89,8 @@ pub struct Cell {
 pub struct Outcome {
     /// The cell.
     pub cell: Cell,
+    /// Images that an engine was opened on.
+    pub opened: usize,
     /// Objects found, on all images.
     pub objects: usize,
     /// Files with wrong bytes.
@@ -117,6 +140,7 @@ impl Cell {
         let workload_s = start.elapsed().as_secs_f64();
         let mut outcome = Outcome {
             cell: *self,
+            opened: 0,
             objects: 0,
             bad_files: 0,
             bad_loads: 0,
@@ -132,7 +156,7 @@ impl Cell {
         let image = lab.path("crash-image");
         for (number, cut) in run.replay.cuts(run.range.clone(), self.images, seed).into_iter().enumerate() {
             run.replay.build(&cut, &image)?;
-            let findings = self.check(lab, &image, &run.history, &cut, number % FSCK_ONE_OF == FSCK_ONE_OF / 2)?;
+            let findings = self.check(lab, &image, &run.history, &cut, number)?;
             let told = self.tell(&run.history, &cut, findings.as_ref());
             if let Some(text) = told {
                 outcome.details.push(format!("image {number}, {text}"));
@@ -158,7 +182,7 @@ impl Cell {
         image: &std::path::Path,
         history: &History,
         cut: &Cut,
-        fsck: bool,
+        number: usize,
     ) -> Result<Option<Findings>> {
         let mounted = match MountedImage::mount(lab, image, self.file_system) {
             Ok(mounted) => mounted,
@@ -168,12 +192,17 @@ impl Cell {
         let volume = mounted.root.join(VOLUME);
         let mut findings = Findings::default();
         let files = findings.check_files(&volume, self.subject.layout(), history, cut.position);
-        if let Subject::Engine(setup) = self.subject {
+        // An image with a fault is opened in any case: what does the engine make of it?
+        let is_opened = number.is_multiple_of(self.scale.engine_one_of) || !findings.bad_files.is_empty();
+        if let Subject::Engine(setup) = self.subject
+            && is_opened
+        {
+            findings.opened = true;
             let checked = findings.check_engine(setup.check_config(&volume, self.capacity_bytes()), &files);
             findings.faults.extend(checked.err().map(|error| error.to_string()));
         }
         mounted.unmount()?;
-        if fsck {
+        if number % FSCK_ONE_OF == FSCK_ONE_OF / 2 {
             findings.faults.extend(self.file_system.fsck(image));
         }
         Ok(Some(findings))
@@ -206,6 +235,7 @@ impl Outcome {
             self.unmountable += 1;
             return;
         };
+        self.opened += usize::from(findings.opened);
         self.objects += findings.objects;
         self.bad_files += findings.bad_files.len();
         self.bad_loads += findings.bad_loads.len();

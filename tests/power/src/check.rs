@@ -25,6 +25,8 @@ const LATER_OBJECTS: u64 = 8;
 /// The findings on one image, each as text.
 #[derive(Debug, Default)]
 pub struct Findings {
+    /// Whether an engine was opened on it.
+    pub opened: bool,
     /// Objects found.
     pub objects: usize,
     /// Files with an object's name and other bytes.
@@ -104,6 +106,14 @@ impl Findings {
             self.faults.push(format!("{} objects recovered, {} files found", report.objects, files.len()));
         }
         self.check_usage(&running, files.values().sum(), "after the recovery");
+        let mut by_salt: BTreeMap<String, u64> = BTreeMap::new();
+        for (number, bytes) in files {
+            *by_salt.entry(key_of(*number).cache_salt().to_owned()).or_default() += bytes;
+        }
+        let used = running.0.usage().bytes_by_salt;
+        if !by_salt.iter().map(|(salt, bytes)| (&**salt, bytes)).eq(used.iter().map(|(salt, bytes)| (&**salt, bytes))) {
+            self.faults.push(format!("usage by salt {used:?}, on disk {by_salt:?}"));
+        }
         for number in files.keys() {
             match running.load(*number) {
                 Ok(Loaded::Right) => {}

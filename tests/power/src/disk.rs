@@ -1,4 +1,5 @@
-//! The disk: a FUSE file system with one file, [`IMAGE_NAME`], that logs what is written to it and flushed.
+//! The disk: a FUSE file system with one file, [`IMAGE_NAME`], that logs what is written to it and flushed, and makes trouble
+//! when it is told to (see [`crate::trouble`]).
 //!
 //! ```text
 //! ext4, xfs -> loop device (direct I/O) -> FUSE -> backing file
@@ -12,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -22,16 +24,22 @@ use fuser::{
 use parking_lot::Mutex;
 
 use crate::log::LogWriter;
+use crate::trouble::{Call, Met, Trouble, Troubles};
 
 /// The file that is the disk.
 pub const IMAGE_NAME: &str = "image";
 const IMAGE_INODE: INodeNo = INodeNo(2);
+/// Requests that are served at a time: those that are delayed hold up no others.
+const THREADS: usize = 16;
+
 const ATTRIBUTES_VALID: Duration = Duration::from_secs(3600);
 
 struct Disk {
     backing: File,
     bytes: u64,
-    log: Mutex<LogWriter>,
+    /// `None` where nobody wants one.
+    log: Option<Mutex<LogWriter>>,
+    troubles: Arc<Troubles>,
 }
 
 impl Disk {
@@ -61,9 +69,18 @@ impl Disk {
 
     fn take_write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         // Under the lock, so that the order of the log is the order in which the backing file changes.
-        let mut log = self.log.lock();
+        let log = self.log.as_ref().map(|log| log.lock());
         self.backing.write_all_at(data, offset)?;
-        log.write(offset, data)
+        log.map_or(Ok(()), |mut log| log.write(offset, data))
+    }
+}
+
+impl Disk {
+    fn flip(&self, met: &Met<'_>, bytes: &mut [u8]) {
+        if met.trouble == Some(Trouble::Flip) && !bytes.is_empty() {
+            let at = self.troubles.number(bytes.len());
+            bytes[at] ^= 1 << self.troubles.number(8);
+        }
     }
 }
 
@@ -131,12 +148,17 @@ impl Filesystem for Disk {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let met = self.troubles.meet(Call::Read);
+        if let Some(number) = met.error() {
+            return reply.error(Errno::from_i32(number));
+        }
         let len = u64::from(size).min(self.bytes.saturating_sub(offset));
         let mut bytes = vec![0; len as usize];
-        match self.backing.read_exact_at(&mut bytes, offset) {
-            Ok(()) => reply.data(&bytes),
-            Err(error) => reply.error(errno(&error)),
+        if let Err(error) = self.backing.read_exact_at(&mut bytes, offset) {
+            return reply.error(errno(&error));
         }
+        self.flip(&met, &mut bytes);
+        reply.data(&bytes);
     }
 
     fn write(
@@ -151,6 +173,10 @@ impl Filesystem for Disk {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let met = self.troubles.meet(Call::Write);
+        if let Some(number) = met.error() {
+            return reply.error(Errno::from_i32(number));
+        }
         match self.take_write(offset, data) {
             Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(errno(&error)),
@@ -158,27 +184,34 @@ impl Filesystem for Disk {
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        match self.log.lock().flush() {
+        let met = self.troubles.meet(Call::Sync);
+        if let Some(number) = met.error() {
+            return reply.error(Errno::from_i32(number));
+        }
+        match self.log.as_ref().map_or(Ok(()), |log| log.lock().flush()) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(&error)),
         }
     }
 }
 
-/// Mounts the disk and serves it until standard input ends. Prints a line when it is there.
+/// Mounts the disk and serves it until standard input ends. Prints a line when it is there, and takes commands. Where there is no
+/// directory for it, nothing is logged.
 ///
 /// # Errors
 /// When the files or the mount cannot be had.
-pub fn serve(mount_point: &Path, backing: &Path, log_dir: &Path) -> io::Result<()> {
+pub fn serve(mount_point: &Path, backing: &Path, log_dir: Option<&Path>) -> io::Result<()> {
     let backing = File::options().read(true).write(true).open(backing)?;
     let bytes = backing.metadata()?.len();
-    let disk = Disk { backing, bytes, log: Mutex::new(LogWriter::create(log_dir)?) };
+    let troubles = Arc::new(Troubles::default());
+    let log = log_dir.map(LogWriter::create).transpose()?.map(Mutex::new);
+    let disk = Disk { backing, bytes, log, troubles: troubles.clone() };
     let mut config = fuser::Config::default();
+    config.n_threads = Some(THREADS);
     config.mount_options = vec![MountOption::FSName("saltern-power".into())];
     let session = fuser::Session::new(disk, mount_point, &config)?.spawn()?;
-    println!("ready");
     // The owner has to end its I/O before it closes the pipe; the kernel sees to that when it is killed.
-    io::copy(&mut io::stdin(), &mut io::sink())?;
+    let served = troubles.take_commands();
     drop(session);
-    Ok(())
+    served
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use saltern::{Buffer, Config, Durability, Engine, Integrity, Layout};
+use saltern::{Buffer, Config, DirectIo, Durability, Engine, Integrity, Layout};
 
 use crate::content::{compare, fill, key_of, size_of};
 use crate::workload::{Deleted, Loaded, Stored, Target};
@@ -28,6 +28,8 @@ pub struct Setup {
     pub recycling: Recycling,
     /// How keys become file names.
     pub layout: Layout,
+    /// Through the page cache.
+    pub buffered: bool,
 }
 
 /// What becomes of deleted files.
@@ -48,6 +50,7 @@ impl Setup {
         config.durability = self.durability;
         config.integrity = self.integrity;
         config.layout = self.layout;
+        config.direct_io = if self.buffered { DirectIo::Off } else { DirectIo::Auto };
         config.spare_bytes = if self.recycling == Recycling::Off { 0 } else { SPARE_BYTES };
         config.skip_quarantine = self.recycling == Recycling::WithoutQuarantine;
         config.shards = 2;

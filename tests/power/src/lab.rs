@@ -7,10 +7,10 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -21,6 +21,7 @@ use tempfile::TempDir;
 use crate::disk::IMAGE_NAME;
 use crate::error::{Doing, Error, Result};
 use crate::log::LogReader;
+use crate::served::{Program, Served};
 
 /// Size of the disk: xfs takes nothing below 300 MiB.
 const DISK_BYTES: u64 = 512 << 20;
@@ -130,7 +131,7 @@ fn has_tool(name: &str) -> bool {
 /// The scratch directory and its namespace. The thread that made it, and those that it spawns, see its mounts.
 pub struct Lab {
     scratch: TempDir,
-    disk_program: PathBuf,
+    disk_program: Program,
 }
 
 impl Lab {
@@ -139,7 +140,7 @@ impl Lab {
     ///
     /// # Errors
     /// [`Error::Unavailable`] names what this machine lacks.
-    pub fn new(disk_program: impl Into<PathBuf>, file_systems: &[FileSystem]) -> Result<Self> {
+    pub fn new(disk_program: impl Into<Program>, file_systems: &[FileSystem]) -> Result<Self> {
         let lacks = |what: String| Err(Error::Unavailable(what));
         if !geteuid().is_root() {
             return lacks("it needs root, to mount".into());
@@ -171,12 +172,15 @@ impl Lab {
     }
 
     /// A path in the scratch directory.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
     }
 
     /// Makes an empty directory in the scratch directory.
-    pub(crate) fn dir(&self, name: &str) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn dir(&self, name: &str) -> Result<PathBuf> {
         let path = self.path(name);
         match fs::remove_dir_all(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).doing(format!("clear {name}")),
@@ -187,7 +191,10 @@ impl Lab {
     }
 
     /// Makes an image with an empty file system.
-    pub(crate) fn make_image(&self, name: &str, file_system: FileSystem) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make_image(&self, name: &str, file_system: FileSystem) -> Result<PathBuf> {
         let path = self.path(name);
         let image = File::create(&path).doing("create an image")?;
         image.set_len(DISK_BYTES).doing("size an image")?;
@@ -196,28 +203,28 @@ impl Lab {
         Ok(path)
     }
 
-    /// Starts a disk with the contents of `base`.
+    /// Starts a disk with the contents of `base`, which logs what is written to it.
     pub(crate) fn start_disk(&self, base: &Path) -> Result<Disk> {
-        let mount_point = self.dir("disk")?;
-        let log_dir = self.dir("log")?;
         let backing = self.path("backing");
         copy_sparse(base, &backing)?;
-        let mut child = Command::new(&self.disk_program)
-            .args([&mount_point, &backing, &log_dir])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .doing(format!("start {}", self.disk_program.display()))?;
-        let stdout = child.stdout.take().expect("it is piped");
-        let mut disk =
-            Disk { child, image: mount_point.join(IMAGE_NAME), mount_dir: self.dir("mnt")?, mounted: false, log_dir };
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).doing("wait for the disk")?;
-        if line.trim() == "ready" {
-            return Ok(disk);
-        }
-        let status = disk.child.wait().doing("wait for the disk")?;
-        Err(Error::Unavailable(format!("the FUSE disk did not start ({status})")))
+        let log_dir = self.dir("log")?;
+        self.serve_disk(&backing, Some(log_dir))
+    }
+
+    /// Starts a disk on an image, without a log.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when FUSE does not work here.
+    pub fn start_plain_disk(&self, image: &Path) -> Result<Disk> {
+        self.serve_disk(image, None)
+    }
+
+    fn serve_disk(&self, backing: &Path, log_dir: Option<PathBuf>) -> Result<Disk> {
+        let mount_point = self.dir("disk")?;
+        let paths = [&mount_point, backing].into_iter().map(|path| path.into());
+        let served = Served::start(&self.disk_program, paths.chain(log_dir.iter().map(|path| path.into())))?;
+        let (image, mount_dir) = (mount_point.join(IMAGE_NAME), self.dir("mnt")?);
+        Ok(Disk { served, image, mount_dir, mounted: false, log_dir })
     }
 }
 
@@ -245,18 +252,22 @@ fn unmount(dir: &Path) -> Result<()> {
     }
 }
 
-/// The logging disk, and the file system on it while that is mounted.
-pub(crate) struct Disk {
-    child: Child,
+/// A disk, and the file system on it while that is mounted.
+pub struct Disk {
+    /// Its process.
+    pub served: Served,
     image: PathBuf,
     mount_dir: PathBuf,
     mounted: bool,
-    log_dir: PathBuf,
+    log_dir: Option<PathBuf>,
 }
 
 impl Disk {
     /// Mounts the file system that is on the disk; gives its root.
-    pub(crate) fn mount(&mut self, file_system: FileSystem) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// [`Error::Command`] when the file system does not mount, or loop devices cannot do direct I/O.
+    pub fn mount(&mut self, file_system: FileSystem) -> Result<PathBuf> {
         let device = run("losetup", &["--direct-io=on", "--show", "-f", path_str(&self.image)])?;
         let (kind, options) = (file_system.kind(), file_system.workload_options());
         let mounted = run("mount", &["-t", kind, "-o", options, &device, path_str(&self.mount_dir)]);
@@ -271,12 +282,17 @@ impl Disk {
         }
     }
 
-    pub(crate) fn unmount(&mut self) -> Result<()> {
+    /// Unmounts; waits for what a closed ring still holds.
+    ///
+    /// # Errors
+    /// [`Error::Command`] when it stays busy.
+    pub fn unmount(&mut self) -> Result<()> {
         if std::mem::take(&mut self.mounted) { unmount(&self.mount_dir) } else { Ok(()) }
     }
 
     pub(crate) fn log(&self) -> Result<LogReader> {
-        LogReader::open(&self.log_dir).doing("open the disk's log")
+        let dir = self.log_dir.as_ref().ok_or_else(|| Error::Unavailable("this disk has no log".into()))?;
+        LogReader::open(dir).doing("open the disk's log")
     }
 }
 
@@ -284,10 +300,6 @@ impl Drop for Disk {
     fn drop(&mut self) {
         if let Err(error) = self.unmount() {
             eprintln!("the workload's file system stays until the disk is gone: {error}");
-        }
-        drop(self.child.stdin.take());
-        if let Err(error) = self.child.wait() {
-            eprintln!("the disk's process: {error}");
         }
     }
 }

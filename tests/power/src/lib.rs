@@ -25,7 +25,10 @@ pub mod log;
 mod plain;
 mod record;
 mod replay;
+mod served;
+pub mod trouble;
 mod workload;
 
 pub use error::{Error, Result};
-pub use lab::{FileSystem, Lab};
+pub use lab::{Disk, FileSystem, Lab};
+pub use served::{Program, Served};

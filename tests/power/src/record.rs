@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::unistd::syncfs;
 
-use crate::cell::{Cell, Mode, Subject};
+use crate::cell::{Cell, Mode, Scale, Subject};
 use crate::check::Findings;
 use crate::engine::Running;
 use crate::error::{Doing, Error, Result};
@@ -19,12 +19,6 @@ use crate::workload::{Driver, Plan, Target};
 
 /// The volume's directory in the file system.
 pub(crate) const VOLUME: &str = "volume";
-
-/// Bytes of live objects at capacity.
-const CAPACITY_BYTES: u64 = 64 << 20;
-
-/// Bytes stored while the power may be cut.
-const STORE_BYTES: u64 = 192 << 20;
 
 /// A workload that is over: its log and its history.
 pub(crate) struct Run {
@@ -59,7 +53,8 @@ impl Stage<'_> {
 impl Cell {
     /// Bytes that a store of this cell has to hold at most.
     pub(crate) fn capacity_bytes(&self) -> u64 {
-        if self.mode == Mode::Fresh { 2 * STORE_BYTES } else { CAPACITY_BYTES }
+        let Scale { capacity_bytes, store_bytes, .. } = self.scale;
+        if self.mode == Mode::Fresh { 2 * store_bytes } else { capacity_bytes }
     }
 
     /// A part of the workload.
@@ -91,7 +86,7 @@ impl Cell {
             Subject::Plain(means) => {
                 let plain = Plain::open(&volume, means).doing("open a plain writer")?;
                 let start = self.fill(&stage, &plain)?;
-                stage.run(&plain, self.plan(self.mode, STORE_BYTES), 1)?;
+                stage.run(&plain, self.plan(self.mode, self.scale.store_bytes), 1)?;
                 (start, 0)
             }
         };
@@ -106,14 +101,14 @@ impl Cell {
     /// Brings a store to its capacity, except where that is the workload.
     fn fill(&self, stage: &Stage<'_>, target: &impl Target) -> Result<Position> {
         if self.mode != Mode::Fresh {
-            stage.run(target, self.plan(Mode::Fresh, CAPACITY_BYTES), 0)?;
+            stage.run(target, self.plan(Mode::Fresh, self.scale.capacity_bytes), 0)?;
         }
         stage.settle()
     }
 
     /// With a restart in the middle: an engine takes over what another has left.
     fn drive_engine(&self, stage: &Stage<'_>, open: impl Fn() -> Result<Running>) -> Result<(Position, u64)> {
-        let half = self.plan(self.mode, STORE_BYTES / 2);
+        let half = self.plan(self.mode, self.scale.store_bytes / 2);
         let first = open()?;
         let start = self.fill(stage, &first)?;
         stage.run(&first, half, 1)?;

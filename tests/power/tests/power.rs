@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use comfy_table::{Table, presets::ASCII_MARKDOWN};
 use saltern::{Durability, Integrity, Layout};
-use saltern_power::cell::{Cell, Means, Mode, Outcome, Recycling, Setup, Subject};
+use saltern_power::cell::{Cell, Means, Mode, Outcome, Recycling, Scale, Setup, Subject};
 use saltern_power::{Error, FileSystem, Lab};
 
 /// One lab at a time: each uses gigabytes of memory, and all processors.
@@ -75,11 +75,12 @@ fn table(outcomes: &[Outcome]) -> Table {
     for outcome in outcomes {
         let Outcome { cell, objects, bad_files, bad_loads, missing, refused, faults, unmountable, .. } = outcome;
         let Outcome { recycled, logged, seconds, .. } = outcome;
-        let Cell { file_system, subject, mode, again, images } = cell;
+        let Cell { file_system, subject, mode, again, images, .. } = cell;
         let mode = format!("{mode}{}", if *again { ", cut before" } else { "" });
         let [layout, durability, recycling, integrity] = match subject {
-            Subject::Engine(Setup { durability, integrity, recycling, layout }) => {
-                [layout.to_string(), format!("{durability:?}"), recycling.to_string(), format!("{integrity:?}")]
+            Subject::Engine(Setup { durability, integrity, recycling, layout, buffered }) => {
+                let durability = format!("{durability:?}{}", if *buffered { ", buffered" } else { "" });
+                [layout.to_string(), durability, recycling.to_string(), format!("{integrity:?}")]
             }
             Subject::Plain(means) => {
                 let synced = if *means == Means::NewSynced { "Full" } else { "None" };
@@ -126,8 +127,8 @@ fn engine_cells(file_system: FileSystem) -> Vec<Cell> {
     use {Durability as D, Integrity as I, Layout as L, Mode as M, Recycling as R};
     let mut cells = Vec::new();
     let mut add = |mode, durability, recycling, integrity, layout, again| {
-        let subject = Subject::Engine(Setup { durability, integrity, recycling, layout });
-        cells.push(Cell { file_system, subject, mode, again, images: images() });
+        let subject = Subject::Engine(Setup { durability, integrity, recycling, layout, buffered: false });
+        cells.push(Cell { file_system, subject, mode, again, images: images(), scale: Scale::FULL });
     };
     if images() >= COMPLETE_FROM {
         for durability in [D::None, D::Data, D::Full] {
@@ -186,6 +187,7 @@ fn the_lab_tells_right_from_wrong() {
         mode: Mode::Steady,
         again: false,
         images: images(),
+        scale: Scale::FULL,
     };
     let seed = seed();
     let cells = [
@@ -221,8 +223,10 @@ fn without_the_quarantine_the_same_test_fails() {
             integrity,
             recycling: Recycling::WithoutQuarantine,
             layout: Layout::Fs,
+            buffered: false,
         };
-        Cell { file_system, subject: Subject::Engine(setup), mode: Mode::Steady, again: false, images: images() }
+        let subject = Subject::Engine(setup);
+        Cell { file_system, subject, mode: Mode::Steady, again: false, images: images(), scale: Scale::FULL }
     };
     let seed = seed();
     let cells = [Integrity::Off, Integrity::Verify].map(|integrity| [Ext4, Xfs].map(|under| cell(under, integrity)));
