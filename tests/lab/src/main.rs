@@ -1,0 +1,109 @@
+//! `saltern-lab [PART...]`: runs the fault lab, or some parts of it, and prints a table. Exit code 0 when nothing is bad, 1 when
+//! something is, 2 for wrong usage.
+//!
+//! `SALTERN_SEED=n` makes the same choices again, `SALTERN_LONG=1` takes hours, `SALTERN_LAB_PLOT=FILE.svg` says where
+//! the soak's plot goes, `SALTERN_LAB_SOAK_S=n` how long it soaks.
+
+use std::ffi::OsString;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::process::ExitCode;
+
+use saltern_lab::{Context, Row, child, disks, errors, hostile, kills, power, resources, soak, table};
+use saltern_power::FileSystem::{Ext4, Xfs};
+
+type Work = fn(&Context) -> Vec<Row>;
+
+/// Two at a time: what one waits for the other uses.
+fn pair(first: impl FnOnce() -> Row + Send, second: impl FnOnce() -> Row + Send) -> Vec<Row> {
+    std::thread::scope(|scope| {
+        let both = [scope.spawn(first).join_later(), scope.spawn(second).join_later()];
+        both.into_iter().map(|join| join()).collect()
+    })
+}
+
+/// Joins, and makes a bad row of a panic.
+trait JoinLater<'a> {
+    fn join_later(self) -> Box<dyn FnOnce() -> Row + 'a>;
+}
+
+impl<'a> JoinLater<'a> for std::thread::ScopedJoinHandle<'a, Row> {
+    fn join_later(self) -> Box<dyn FnOnce() -> Row + 'a> {
+        Box::new(move || {
+            self.join().unwrap_or_else(|_| {
+                let mut row = Row::new("a part of the lab");
+                row.bad("it panicked");
+                row.done()
+            })
+        })
+    }
+}
+
+const PARTS: [(&str, Work); 6] = [
+    ("power", |cx| {
+        let mut rows = pair(|| power::matrix(cx, Ext4), || power::matrix(cx, Xfs));
+        rows.push(alone(|| power::controls(cx)));
+        rows
+    }),
+    ("kills", |cx| {
+        let mut rows = pair(|| kills::run(cx, Ext4), || kills::run(cx, Xfs));
+        rows.push(alone(|| kills::lock(cx)));
+        rows
+    }),
+    ("errors", |cx| pair(|| errors::run(cx), || disks::run(cx))),
+    ("resources", |cx| vec![alone(|| resources::run(cx))]),
+    ("hostile", |cx| vec![alone(|| hostile::run(cx))]),
+    ("soak", |cx| vec![alone(|| soak::run(cx))]),
+];
+
+/// In a thread of its own: a part may move its thread into a mount namespace.
+fn alone(work: impl FnOnce() -> Row + Send) -> Row {
+    std::thread::scope(|scope| scope.spawn(work).join_later()())
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.trim().parse().unwrap_or_else(|_| {
+        eprintln!("{variable}={text:?} is not a number");
+        std::process::exit(2)
+    }))
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some(code) = child::play(&arguments) {
+        return code;
+    }
+    let names: Vec<&str> = PARTS.iter().map(|(name, _)| *name).collect();
+    if let Some(unknown) = arguments.iter().find(|part| !names.iter().any(|name| *part == name)) {
+        eprintln!("saltern-lab [PART...]: {} is no part; parts are {}", unknown.display(), names.join(", "));
+        return ExitCode::from(2);
+    }
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => {
+            eprintln!("saltern-lab: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let cx = Context {
+        seed: number("SALTERN_SEED").unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32),
+        is_long: number("SALTERN_LONG") == Some(1),
+        soak_s: number("SALTERN_LAB_SOAK_S"),
+        plot: std::env::var_os("SALTERN_LAB_PLOT").map(Into::into),
+        program,
+    };
+    println!("SALTERN_SEED={} makes the same choices again", cx.seed);
+    let mut rows = Vec::new();
+    for (name, work) in PARTS {
+        if arguments.is_empty() || arguments.iter().any(|part| part == name) {
+            eprintln!("{name} ...");
+            rows.extend(work(&cx));
+        }
+    }
+    println!("\n{}", table::report(&rows));
+    if rows.iter().any(|row| !row.bad.is_empty()) {
+        println!("\nSALTERN_SEED={}", cx.seed);
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
