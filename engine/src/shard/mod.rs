@@ -498,6 +498,10 @@ impl Shard {
         let transfer = self.actives[active].transfer();
         transfer.end();
         if transfer.is_done() {
+            if transfer.error.is_some() {
+                // A piece has failed with others still to be asked for: its number is another object's soon.
+                self.lane(class).ready.retain(|waiting| *waiting != active);
+            }
             match class {
                 Class::Load => self.finish_load(active),
                 Class::Store => self.written.push_back(active),
