@@ -62,8 +62,8 @@ impl Shard {
                     self.retire(Spare { name: spare, bytes: stat.bytes, fd: opened.map(|opened| opened.fd) });
                     return Ok(());
                 }
-                // No room for a longer directory: an unlink needs none.
-                Err(Errno::ENOSPC | Errno::EDQUOT) => {}
+                // No room for a longer directory, or something that is not ours has the spare's name: an unlink needs neither.
+                Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EISDIR | Errno::EEXIST | Errno::ENOTEMPTY) => {}
                 Err(errno) => return Err(errno),
             }
         }

@@ -33,6 +33,9 @@ use crate::sys::{remove_attribute, set_attribute, stat_fd};
 use crate::ticket::Part;
 use crate::volume::{Holding, Parent};
 
+/// Names of unfinished stores that may be taken, one after the other, by what is not ours.
+const TAKEN_MAX: u32 = 1000;
+
 /// A store whose file is open.
 pub(super) struct ActiveStore {
     keyed: Keyed,
@@ -152,10 +155,15 @@ impl Shard {
         }
         self.sync_spares(true);
         self.check_room(bytes)?;
-        let temp = self.next_name();
+        let (mut temp, mut taken) = (self.next_name(), 0);
         loop {
             match self.core.volume.create_temp(&temp, bytes) {
                 Ok(fd) => return Ok((Holding::Temp(temp), 0, Rc::new(fd))),
+                // Something that the start could not remove has the name.
+                Err(Errno::EEXIST) if taken < TAKEN_MAX => {
+                    taken += 1;
+                    temp = self.next_name();
+                }
                 Err(Errno::EMFILE | Errno::ENFILE) if self.descriptors.give_back() => {}
                 Err(errno) => return Err(self.disk_error("create", &temp, errno, bytes)),
             }
