@@ -207,7 +207,8 @@ pub struct Config {
     /// Give new files their blocks by FALLOC_FL_WRITE_ZEROES (Linux 6.17), where the device can: what is written then is an overwrite,
     /// which no worker thread has to make. `status` says whether it is done. Default false: not tried on such a device so far.
     pub write_zeroes: bool,
-    /// Most descriptors of objects kept open in the whole engine. Default: a quarter of RLIMIT_NOFILE, at most 8,192.
+    /// Most descriptors of objects kept open in the whole engine; never more than half of RLIMIT_NOFILE. Default: a quarter of it, at
+    /// most 8,192.
     pub open_files: Option<usize>,
     /// How the index learns what the directory holds. Default [`Discovery::Scan`].
     pub discovery: Discovery,

@@ -19,9 +19,10 @@ const OPEN_FILES_MAX: usize = 8192;
 /// Descriptors that the process may need beside the cached ones, when its table is made large enough for all.
 const OTHER_DESCRIPTORS: usize = 1024;
 
-/// Descriptors of objects that the engine may keep open.
+/// Descriptors of objects that the engine may keep open; never all that the process may have.
 pub(super) fn open_files(config: &Config) -> usize {
-    config.open_files.unwrap_or_else(|| (descriptor_limit() / OPEN_FILES_SHARE).min(OPEN_FILES_MAX))
+    let default = || (descriptor_limit() / OPEN_FILES_SHARE).min(OPEN_FILES_MAX);
+    config.open_files.map_or_else(default, |wanted| wanted.min(descriptor_limit() / 2))
 }
 
 fn descriptor_limit() -> usize {
