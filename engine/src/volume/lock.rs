@@ -11,7 +11,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag, openat};
 use super::{FILE_MODE, OPEN_FILE, STATE_DIR, own_dir};
 use crate::error::{Error, Result};
 
-const LOCK_FILE: &str = "lock";
+pub(super) const LOCK_FILE: &str = "lock";
 
 /// How often a dead owner's lock is tried again.
 const LOCK_RETRY: Duration = Duration::from_millis(2);

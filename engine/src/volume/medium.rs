@@ -12,7 +12,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::error::{Error, Result};
 use crate::integrity::{STAMP_BYTES, STAMP_NAME};
 use crate::status::VolumeStatus;
-use crate::sys::{set_attribute, stat_fd};
+use crate::sys::{remove_attribute, set_attribute, stat_fd};
 
 /// Alignment that every Linux file system with O_DIRECT takes; used where the kernel does not tell.
 const DIRECT_ALIGN_FALLBACK: u32 = 4096;
@@ -52,18 +52,26 @@ impl Direct {
 }
 
 impl Medium {
-    /// Asks. `path` is for errors; files are made in `dir`.
+    /// Asks. `path` is for errors; files are made in `dir`. Where there is no inode for one, `other` is asked instead, a
+    /// file of ours: its directory and name. A full disk must not keep a cache from being opened.
     ///
     /// # Errors
     /// [`Error::Io`] where no file can be made.
-    pub(crate) fn probe(dir: BorrowedFd<'_>, path: &Path) -> Result<Self> {
+    pub(crate) fn probe(dir: BorrowedFd<'_>, path: &Path, other: Option<(BorrowedFd<'_>, &str)>) -> Result<Self> {
         let at = |op| move |errno| Error::io(op, path, errno);
-        let file = nameless(dir, OFlag::empty()).map_err(at("create"))?;
+        let nameless = |extra| match (nameless(dir, extra), other) {
+            (Err(Errno::ENOSPC | Errno::EDQUOT), Some((dir, name))) => {
+                openat(dir, name, OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | extra, Mode::empty())
+            }
+            (made, _) => made,
+        };
+        let direct = probe_direct(nameless(OFlag::O_DIRECT)).map_err(at("open"))?;
+        let file = nameless(OFlag::empty()).map_err(at("create"))?;
         Ok(Self {
             file_system: file_system_name(dir).map_err(at("fstatfs"))?,
-            direct: probe_direct(dir).map_err(at("open"))?,
+            direct,
             has_attributes: probe_attributes(file.as_fd()).map_err(at("setxattr"))?,
-            writes_zeroes: write_zeroes(file.as_fd(), WRITE_ZEROES_PROBE_BYTES).is_ok(),
+            writes_zeroes: is_empty(file.as_fd()) && write_zeroes(file.as_fd(), WRITE_ZEROES_PROBE_BYTES).is_ok(),
             scheduler: stat_fd(dir).ok().and_then(|stat| scheduler(stat.identity.0)),
         })
     }
@@ -109,8 +117,12 @@ fn nameless(dir: BorrowedFd<'_>, extra: OFlag) -> Result<OwnedFd, Errno> {
     }
 }
 
-fn probe_direct(dir: BorrowedFd<'_>) -> Result<Direct, Errno> {
-    match nameless(dir, OFlag::O_DIRECT) {
+fn is_empty(file: BorrowedFd<'_>) -> bool {
+    stat_fd(file).is_ok_and(|stat| stat.bytes == 0)
+}
+
+fn probe_direct(opened: Result<OwnedFd, Errno>) -> Result<Direct, Errno> {
+    match opened {
         Ok(fd) => Ok(match stat_fd(fd.as_fd())?.direct_align {
             Some((0, _) | (_, 0)) => Direct::OFF,
             Some((mem_align, offset_align)) => Direct { is_on: true, mem_align, offset_align },
@@ -123,7 +135,8 @@ fn probe_direct(dir: BorrowedFd<'_>) -> Result<Direct, Errno> {
 
 fn probe_attributes(file: BorrowedFd<'_>) -> Result<bool, Errno> {
     match set_attribute(file, STAMP_NAME, &[0; STAMP_BYTES]) {
-        Ok(()) => Ok(true),
+        // The file may be one that stays.
+        Ok(()) => remove_attribute(file, STAMP_NAME).map(|()| true),
         Err(Errno::EOPNOTSUPP | Errno::EPERM | Errno::ENOSPC) => Ok(false),
         Err(errno) => Err(errno),
     }
@@ -177,7 +190,7 @@ mod tests {
     fn written_zeroes_are_there_where_the_probe_says_so() {
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let at = crate::volume::open_dir(dir.path()).unwrap();
-        let medium = Medium::probe(at.as_fd(), dir.path()).unwrap();
+        let medium = Medium::probe(at.as_fd(), dir.path(), None).unwrap();
         let path = dir.path().join("file");
         let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         let done = write_zeroes(file.as_fd(), 256 << 10);

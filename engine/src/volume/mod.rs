@@ -37,7 +37,7 @@ use crate::status::VolumeStatus;
 use crate::sys::{FileStat, stat_at, stat_fd};
 use health::Health;
 pub(crate) use lock::lock_directory;
-use lock::take_lock;
+use lock::{LOCK_FILE, take_lock};
 use medium::{Direct, Medium, write_zeroes};
 use trust::Trust;
 
@@ -114,7 +114,8 @@ impl Volume {
         let lock = take_lock(state.as_fd(), &path, config.lock_wait)?;
         let temp = own_dir(state.as_fd(), TEMP_DIR).map_err(at("mkdir", ".saltern/tmp"))?;
         let spares = own_dir(state.as_fd(), SPARES_DIR).map_err(at("mkdir", ".saltern/spares"))?;
-        let mut medium = Medium::probe(temp.as_fd(), &path.join(STATE_DIR).join(TEMP_DIR))?;
+        let mut medium =
+            Medium::probe(temp.as_fd(), &path.join(STATE_DIR).join(TEMP_DIR), Some((state.as_fd(), LOCK_FILE)))?;
         if config.direct_io == DirectIo::Off {
             medium.direct = Direct::OFF;
         }
@@ -434,5 +435,5 @@ pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
 /// The status of a directory that is not opened as a volume; leaves nothing behind.
 pub(crate) fn survey_status(path: &Path) -> Result<VolumeStatus> {
     let dir = open_dir(path)?;
-    Ok(Medium::probe(dir.as_fd(), path)?.status(path))
+    Ok(Medium::probe(dir.as_fd(), path, None)?.status(path))
 }

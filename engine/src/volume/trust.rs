@@ -20,11 +20,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use parking_lot::Mutex;
 
+use super::lock::LOCK_FILE;
 use crate::sys::{FileStat, stat_at};
 
 const RUNNING: &str = "running-";
@@ -64,7 +65,11 @@ impl Trust {
         if is_suspect {
             touch(state.as_fd(), UNVERIFIED)?;
         }
-        touch(state.as_fd(), &mark)?;
+        match touch(state.as_fd(), &mark) {
+            // No inode is free: another name of the lock's file needs none.
+            Err(Errno::ENOSPC | Errno::EDQUOT) => linkat(&state, LOCK_FILE, &state, mark.as_str(), AtFlags::empty())?,
+            touched => touched?,
+        }
         for old in old.iter().filter(|old| **old != mark) {
             unlinkat(&state, old.as_str(), UnlinkatFlags::NoRemoveDir)?;
         }
