@@ -69,7 +69,7 @@ pub fn run(cx: &Context, file_system: FileSystem) -> Row {
     });
     let mut rng = StdRng::seed_from_u64(cx.seed);
     // Most writes are fast, some outlive the process, few by far.
-    let rules = [delay(400, 10_000), delay(40, 60_000)];
+    let rules = [delay(250, 10_000), delay(30, 60_000)];
     if let Err(error) = disk.served.trouble(cx.seed, &rules) {
         row.bad(error);
     }

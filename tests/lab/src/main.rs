@@ -7,35 +7,34 @@
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process::ExitCode;
+use std::thread::ScopedJoinHandle;
 
 use saltern_lab::{Context, Row, child, disks, errors, hostile, kills, power, resources, soak, table};
 use saltern_power::FileSystem::{Ext4, Xfs};
 
 type Work = fn(&Context) -> Vec<Row>;
 
-/// Two at a time: what one waits for the other uses.
+/// Two at a time: what one waits for the other uses. Each has a thread of its own: a part may move its thread into a mount
+/// namespace.
 fn pair(first: impl FnOnce() -> Row + Send, second: impl FnOnce() -> Row + Send) -> Vec<Row> {
     std::thread::scope(|scope| {
-        let both = [scope.spawn(first).join_later(), scope.spawn(second).join_later()];
-        both.into_iter().map(|join| join()).collect()
+        let both = [scope.spawn(first), scope.spawn(second)];
+        both.into_iter().map(end).collect()
     })
 }
 
-/// Joins, and makes a bad row of a panic.
-trait JoinLater<'a> {
-    fn join_later(self) -> Box<dyn FnOnce() -> Row + 'a>;
+/// In a thread of its own.
+fn alone(work: impl FnOnce() -> Row + Send) -> Row {
+    std::thread::scope(|scope| end(scope.spawn(work)))
 }
 
-impl<'a> JoinLater<'a> for std::thread::ScopedJoinHandle<'a, Row> {
-    fn join_later(self) -> Box<dyn FnOnce() -> Row + 'a> {
-        Box::new(move || {
-            self.join().unwrap_or_else(|_| {
-                let mut row = Row::new("a part of the lab");
-                row.bad("it panicked");
-                row.done()
-            })
-        })
-    }
+/// What a part has done; a panic is something bad.
+fn end(thread: ScopedJoinHandle<'_, Row>) -> Row {
+    thread.join().unwrap_or_else(|_| {
+        let mut row = Row::new("a part of the lab");
+        row.bad("it panicked");
+        row.done()
+    })
 }
 
 const PARTS: [(&str, Work); 6] = [
@@ -54,11 +53,6 @@ const PARTS: [(&str, Work); 6] = [
     ("hostile", |cx| vec![alone(|| hostile::run(cx))]),
     ("soak", |cx| vec![alone(|| soak::run(cx))]),
 ];
-
-/// In a thread of its own: a part may move its thread into a mount namespace.
-fn alone(work: impl FnOnce() -> Row + Send) -> Row {
-    std::thread::scope(|scope| scope.spawn(work).join_later()())
-}
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

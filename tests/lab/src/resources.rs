@@ -101,7 +101,7 @@ impl Loop {
 
     /// The name of its device below `/dev`.
     fn device(&self) -> String {
-        let mounts = fs::read_to_string("/proc/self/mounts").expect("/proc");
+        let mounts = fs::read_to_string("/proc/thread-self/mounts").expect("/proc");
         let line = mounts.lines().find(|line| line.split(' ').nth(1) == self.at.to_str()).expect("it is mounted");
         line.split(' ').next().and_then(|device| device.strip_prefix("/dev/")).expect("a device").to_owned()
     }

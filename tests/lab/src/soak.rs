@@ -175,6 +175,9 @@ fn median(mut of: Vec<f64>) -> f64 {
 
 type Part = fn(&Sample) -> f64;
 
+/// What is called so, where it is in a sample, and how much of it there may be late for what there was early.
+type Figure = (&'static str, Part, fn(f64) -> f64);
+
 /// The second quarter is the warm state that the last is held against.
 fn judge(samples: &[Sample], row: &mut Row) {
     let quarter = samples.len() / 4;
@@ -185,7 +188,7 @@ fn judge(samples: &[Sample], row: &mut Row) {
         let of = |part: &[Sample]| median(part.iter().map(of).collect());
         (of(&samples[quarter..2 * quarter]), of(&samples[samples.len() - quarter..]))
     };
-    let figures: [(&str, Part, fn(f64) -> f64); 3] = [
+    let figures: [Figure; 3] = [
         ("resident memory, KiB", |sample| sample.rss_kib, |early| early * RSS_GROWTH + RSS_SLACK_KIB),
         ("descriptors", |sample| sample.descriptors, |early| early + DESCRIPTORS_SLACK),
         ("latency of loads, ms", |sample| sample.latency_ms, |early| early * LATENCY_GROWTH),

@@ -183,6 +183,10 @@ impl World {
             if status.queued_objects == 0 && status.reserved_bytes == 0 && status.evicting_objects == 0 {
                 return;
             }
+            if status.shards.iter().any(|shard| !shard.is_running) {
+                self.bad.push(format!("a shard has failed: {:?}", status.problems));
+                return;
+            }
             if start.elapsed() > WAIT_MAX {
                 let (queued, reserved) = (status.queued_objects, status.reserved_bytes);
                 self.bad.push(format!("{queued} objects in hand and {reserved} bytes reserved after {WAIT_MAX:?}"));
@@ -243,7 +247,7 @@ impl World {
             match (&report.results[0], &status.volume.read_only) {
                 (Ok(_), None) => {
                     let deleted = self.report("delete", engine.delete(&[key(n)]));
-                    if !deleted.is_some_and(|report| report.results[0].is_ok()) {
+                    if deleted.is_none_or(|report| report.results[0].is_err()) {
                         self.bad.push(format!("{n}: there is no trouble any more, and a delete fails"));
                     }
                     return;
