@@ -29,7 +29,7 @@ const WORK: Duration = Duration::from_millis(250);
 
 /// More keys than fit: the engine evicts all the time.
 const KEYS: u32 = 400;
-const CAPACITY_BYTES: u64 = 20 << 20;
+const CAPACITY_BYTES: u64 = 8 << 20;
 
 /// What may grow between the second quarter and the last: memory by a tenth and 4 MiB, descriptors by 8, the median of the latency
 /// to this many times.
@@ -101,9 +101,9 @@ fn open(dir: &Path) -> Result<Engine, Failed> {
 fn faults() -> [Rule; 4] {
     let rule = |call, trouble, per_million| Rule { call, trouble, per_million };
     [
-        rule(Call::Read, Trouble::Error(Errno::EIO as i32), 3_000),
-        rule(Call::Read, Trouble::Delay(Duration::from_millis(30)), 5_000),
-        rule(Call::Write, Trouble::Delay(Duration::from_millis(30)), 5_000),
+        rule(Call::Read, Trouble::Error(Errno::EIO as i32), 10_000),
+        rule(Call::Read, Trouble::Delay(Duration::from_millis(30)), 10_000),
+        rule(Call::Write, Trouble::Delay(Duration::from_millis(30)), 10_000),
         rule(Call::Sync, Trouble::Delay(Duration::from_millis(30)), 50_000),
     ]
 }
@@ -116,7 +116,7 @@ fn soak(cx: &Context, seconds: u64, row: &mut Row) -> Result<Vec<Sample>, Failed
     let mut world = World::new(cx.seed, KEYS, Tolerance { evicts: true, ..Tolerance::default() });
     let mut engine = open(&dir)?;
     disk.served.trouble(cx.seed, &faults())?;
-    let mut samples = Vec::new();
+    let (mut samples, mut evictions) = (Vec::new(), 0);
     let start = Instant::now();
     for step in 1.. {
         let begun = Instant::now();
@@ -141,6 +141,7 @@ fn soak(cx: &Context, seconds: u64, row: &mut Row) -> Result<Vec<Sample>, Failed
         }
         if step % REOPEN_EVERY == 0 {
             world.books(&engine, &dir, Layout::Fs);
+            evictions += engine.status().counters.evictions;
             engine.close();
             engine = open(&dir)?;
             row.cases += 1;
@@ -150,7 +151,7 @@ fn soak(cx: &Context, seconds: u64, row: &mut Row) -> Result<Vec<Sample>, Failed
     disk.served.trouble(0, &[])?;
     world.lives_or_says_why(&engine);
     world.check(&engine, &dir, Layout::Fs);
-    let evictions = engine.status().counters.evictions;
+    evictions += engine.status().counters.evictions;
     engine.close();
     row.cases += 1;
     row.faults = disk.served.count()?.0;
