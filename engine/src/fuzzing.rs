@@ -2,6 +2,7 @@
 //! checksum guards the bytes it is also made right, or nothing behind it would be reached.
 
 use crate::integrity::{Stamp, checksum};
+use crate::key::ObjectKey;
 use crate::layout::Layout;
 use crate::snapshot::Snapshot;
 
@@ -11,9 +12,10 @@ pub fn snapshot(contents: &[u8]) {
     guarded.extend_from_slice(&checksum(contents).to_le_bytes());
     for contents in [contents, &guarded] {
         for layout in Layout::ALL {
-            let Ok(records) = Snapshot::parse(contents, layout) else { continue };
-            for (key, _, _) in records.flatten() {
-                let _ = layout.encode(&key);
+            let Ok(snapshot) = Snapshot::parse(contents, layout) else { continue };
+            let scopes = snapshot.scopes.clone();
+            for record in snapshot.flatten() {
+                let _ = layout.encode(&ObjectKey::from_parts(scopes[record.scope as usize].clone(), record.chunk));
             }
         }
     }
