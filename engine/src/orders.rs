@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::events::Hub;
-use crate::index::{BeginStore, Entered, Epoch, Index, Keyed};
+use crate::index::{BeginStore, Entered, Epoch, Index, Keyed, Sight};
 use crate::key::{ObjectKey, kv_rank};
 use crate::ledger::{Deltas, Ledger};
 
@@ -206,7 +206,10 @@ impl Actor {
             1 => {
                 self.looks += 1;
                 assert!(self.looks < LOOKS_MAX, "a scan looks for ever");
-                self.seen = world.index.epoch_if_absent(&world.keyed);
+                self.seen = match world.index.sight(&world.keyed) {
+                    Sight::Absent(seen) => Some(seen),
+                    Sight::Known | Sight::Hinted(_) => None,
+                };
             }
             2 if self.seen.is_some() && world.disk.is_some() => self.bytes = world.disk.unwrap_or(0),
             3 => {
@@ -216,7 +219,7 @@ impl Actor {
             4 => match self.seen.map(|seen| world.index.insert_recovered(&world.keyed, self.bytes, 1, seen)) {
                 Some(Entered::New) => return true,
                 Some(Entered::Stale) => self.at = 0,
-                Some(Entered::Known) | None => {}
+                Some(Entered::Known | Entered::Gone) | None => {}
             },
             _ => {
                 world.recount(self.counted, 0);
