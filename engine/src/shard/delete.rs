@@ -1,6 +1,7 @@
 //! What happens on a delete: index, rename to the spares (or unlink), answer.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use nix::errno::Errno;
 
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::index::Keyed;
 use crate::ring::Op;
 use crate::steps::Step;
-use crate::volume::Holding;
+use crate::volume::{Holding, SyncNumber};
 
 impl Shard {
     pub(super) fn delete(&mut self, op: DeleteOp) {
@@ -79,33 +80,41 @@ impl Shard {
     }
 
     fn retire(&mut self, spare: Spare) {
-        self.spares.retire(spare);
         if self.core.config.skip_quarantine {
-            self.spares.begin_sync();
-            self.spares.end_sync();
+            self.spares.adopt_clean(spare);
+        } else {
+            self.spares.retire(spare, self.core.volume.quarantine().enter());
+            self.sync_spares(false);
         }
-        self.sync_spares(false);
         self.count_spares();
     }
 
-    /// Makes retired files clean, when it is time: by one sync for all of them.
-    pub(super) fn sync_spares(&mut self, missed: bool) {
-        if self.spares.wants_sync(missed) {
-            self.spares.begin_sync();
-            let dir = self.spares_dir.clone();
-            self.sync(Pending::SpareSync, Op::SyncAll, dir);
+    /// Takes over what a sync, of this shard or another, has made clean.
+    pub(super) fn settle_spares(&mut self) {
+        let core = self.core.clone();
+        let quarantine = core.volume.quarantine();
+        self.spares.settle(quarantine.clean_below());
+        if quarantine.has_failed() {
+            self.spares.fail_sync().into_iter().for_each(|spare| discard(&core, spare));
         }
     }
 
-    pub(super) fn spares_synced(&mut self, result: Result<(), Errno>) {
-        match result {
-            Ok(()) => self.spares.end_sync(),
-            Err(errno) => {
-                let core = self.core.clone();
-                core.volume.sync_failed("fsync", ".saltern/spares", errno);
-                self.spares.fail_sync().into_iter().for_each(|spare| discard(&core, spare));
-            }
+    /// Makes retired files clean, when it is time: by one sync for all of them, of all shards.
+    pub(super) fn sync_spares(&mut self, missed: bool) {
+        if self.spares.wants_sync(missed)
+            && let Some(number) = self.core.volume.quarantine().try_begin(Instant::now())
+        {
+            let dir = self.spares_dir.clone();
+            self.sync(Pending::SpareSync(number), Op::SyncAll, dir);
         }
+    }
+
+    pub(super) fn spares_synced(&mut self, number: SyncNumber, result: Result<(), Errno>) {
+        self.core.volume.quarantine().end(number, result.is_ok(), Instant::now());
+        if let Err(errno) = result {
+            self.core.volume.sync_failed("fsync", ".saltern/spares", errno);
+        }
+        self.settle_spares();
         self.count_spares();
     }
 

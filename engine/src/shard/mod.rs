@@ -38,6 +38,7 @@ use crate::report::{DeleteReport, LoadReport, StoreReport};
 use crate::ring::{Completion, Op, Priorities, Request, Ring, Wait};
 use crate::room::Evicted;
 use crate::ticket::Part;
+use crate::volume::SyncNumber;
 pub(crate) use descriptors::reserve_descriptors;
 use descriptors::{Descriptors, open_files};
 use load::ActiveLoad;
@@ -88,7 +89,7 @@ enum Pending {
         actives: Vec<usize>,
     },
     /// fsync of the spares' directory, which makes retired files clean.
-    SpareSync,
+    SpareSync(SyncNumber),
 }
 
 /// Which class a piece counts for.
@@ -477,7 +478,7 @@ impl Shard {
         match self.pending.remove(completion.token) {
             Pending::Piece { active, piece, bounce } => self.end_piece(active, piece, bounce, completion.result),
             Pending::DataSync { active } => self.data_synced(active, completion.result.map(drop)),
-            Pending::SpareSync => self.spares_synced(completion.result.map(drop)),
+            Pending::SpareSync(number) => self.spares_synced(number, completion.result.map(drop)),
             Pending::DirSync { actives } => self.dir_synced(actives, completion.result.map(drop)),
         }
     }

@@ -10,9 +10,11 @@
 //! retired files wait in quarantine; one sync makes all of them clean that were retired before it began. Stores do
 //! not wait for it: without a clean spare they make a new file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+
+use crate::volume::SyncNumber;
 
 /// Retired files that start a sync. Fewer cost more syncs an object; more keep more disk space in quarantine.
 const SYNC_BATCH: usize = 64;
@@ -39,23 +41,15 @@ pub(super) struct Spares {
     bytes: u64,
     count: usize,
     clean: BTreeMap<u64, Vec<Spare>>,
-    retired: Vec<Spare>,
+    /// In quarantine, in the order in which they came, with the number that they came with.
+    retired: VecDeque<(SyncNumber, Spare)>,
     retired_bytes: u64,
-    syncing: Vec<Spare>,
 }
 
 impl Spares {
     /// At most `limit` bytes; 0 keeps none.
     pub(super) fn new(limit: u64) -> Self {
-        Self {
-            limit,
-            bytes: 0,
-            count: 0,
-            clean: BTreeMap::new(),
-            retired: Vec::new(),
-            retired_bytes: 0,
-            syncing: Vec::new(),
-        }
+        Self { limit, bytes: 0, count: 0, clean: BTreeMap::new(), retired: VecDeque::new(), retired_bytes: 0 }
     }
 
     pub(super) fn is_on(&self) -> bool {
@@ -92,12 +86,12 @@ impl Spares {
         true
     }
 
-    /// Takes a file whose name has just been taken away: into quarantine.
-    pub(super) fn retire(&mut self, spare: Spare) {
+    /// Takes a file whose name has just been taken away, into quarantine; `entered` was asked for after that.
+    pub(super) fn retire(&mut self, spare: Spare, entered: SyncNumber) {
         self.bytes += spare.bytes;
         self.count += 1;
         self.retired_bytes += spare.bytes;
-        self.retired.push(spare);
+        self.retired.push_back((entered, spare));
     }
 
     /// Takes a file whose old name is known to be gone for good.
@@ -134,29 +128,26 @@ impl Spares {
         self.pop_clean(class)
     }
 
-    /// Whether a sync should begin: enough wait for it, or a store has just found no clean spare.
-    pub(super) fn wants_sync(&self, missed: bool) -> bool {
-        let enough = self.retired.len() >= SYNC_BATCH || self.retired_bytes >= SYNC_BATCH_BYTES;
-        self.syncing.is_empty() && (enough || (missed && !self.retired.is_empty()))
-    }
-
-    /// A sync begins: what is retired by now will be clean when it has ended.
-    pub(super) fn begin_sync(&mut self) {
-        self.syncing.append(&mut self.retired);
-        self.retired_bytes = 0;
-    }
-
-    /// The sync has ended.
-    pub(super) fn end_sync(&mut self) {
-        for spare in std::mem::take(&mut self.syncing) {
+    /// What came into quarantine with a lower number is clean.
+    pub(super) fn settle(&mut self, below: SyncNumber) {
+        while self.retired.front().is_some_and(|(entered, _)| *entered < below)
+            && let Some((_, spare)) = self.retired.pop_front()
+        {
+            self.retired_bytes -= spare.bytes;
             self.clean.entry(spare.bytes).or_default().push(spare);
         }
     }
 
-    /// The sync has failed: nothing is known of these files, and none is recycled any more.
+    /// Whether a sync should begin: enough wait for it, or a store has just found no clean spare.
+    pub(super) fn wants_sync(&self, missed: bool) -> bool {
+        let enough = self.retired.len() >= SYNC_BATCH || self.retired_bytes >= SYNC_BATCH_BYTES;
+        enough || (missed && !self.retired.is_empty())
+    }
+
+    /// A sync has failed: nothing is known of these files, and none is recycled any more.
     pub(super) fn fail_sync(&mut self) -> Vec<Spare> {
         (self.limit, self.retired_bytes) = (0, 0);
-        let failed: Vec<_> = self.syncing.drain(..).chain(self.retired.drain(..)).collect();
+        let failed: Vec<_> = self.retired.drain(..).map(|(_, spare)| spare).collect();
         self.bytes -= failed.iter().map(|spare| spare.bytes).sum::<u64>();
         self.count -= failed.len();
         failed
@@ -165,7 +156,10 @@ impl Spares {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::volume::Quarantine;
 
     fn spare(name: &str, bytes: u64) -> Spare {
         Spare { name: name.into(), bytes, fd: None }
@@ -173,14 +167,16 @@ mod tests {
 
     #[test]
     fn a_retired_file_is_not_given_out_before_a_sync_that_began_later() {
+        let quarantine = Quarantine::default();
+        let now = Instant::now();
         let mut spares = Spares::new(1000);
-        spares.retire(spare("a", 100));
+        spares.retire(spare("a", 100), quarantine.enter());
         assert!(spares.take(100).is_none());
         assert!(!spares.wants_sync(false) && spares.wants_sync(true));
-        spares.begin_sync();
-        spares.retire(spare("b", 100));
-        assert!(!spares.wants_sync(true), "one sync at a time");
-        spares.end_sync();
+        let sync = quarantine.try_begin(now).unwrap();
+        spares.retire(spare("b", 100), quarantine.enter());
+        quarantine.end(sync, true, now);
+        spares.settle(quarantine.clean_below());
         assert_eq!(spares.take(100).map(|spare| spare.name), Some("a".into()));
         assert!(spares.take(100).is_none(), "b came after the sync had begun");
         assert_eq!((spares.bytes(), spares.count()), (100, 1));
@@ -217,9 +213,9 @@ mod tests {
     #[test]
     fn after_a_failed_sync_nothing_is_kept() {
         let mut spares = Spares::new(1000);
-        spares.retire(spare("a", 100));
-        spares.begin_sync();
-        spares.retire(spare("b", 100));
+        let quarantine = Quarantine::default();
+        spares.retire(spare("a", 100), quarantine.enter());
+        spares.retire(spare("b", 100), quarantine.enter());
         assert_eq!(spares.fail_sync().len(), 2);
         assert!(!spares.is_on() && !spares.make_room(1, |_| {}));
         assert_eq!((spares.bytes(), spares.count()), (0, 0));
@@ -232,26 +228,28 @@ mod tests {
         const STEPS: u32 = 8;
         const KINDS: u32 = 5;
         for sequence in 0..KINDS.pow(STEPS) {
-            let mut spares = Spares::new(1000);
+            let (mut spares, quarantine, now) = (Spares::new(1000), Quarantine::default(), Instant::now());
+            let mut sync = None;
             let (mut retired, mut syncing, mut clean) = (Vec::new(), Vec::new(), Vec::new());
             for step in 0..STEPS {
                 match sequence / KINDS.pow(step) % KINDS {
                     0 => {
                         let name = format!("{step}");
                         if spares.make_room(100, |_| panic!("there is room for all")) {
-                            spares.retire(spare(&name, 100));
+                            spares.retire(spare(&name, 100), quarantine.enter());
                             retired.push(name);
                         }
                     }
-                    1 if spares.wants_sync(true) => {
-                        spares.begin_sync();
+                    1 if spares.wants_sync(true) && sync.is_none() => {
+                        sync = quarantine.try_begin(now);
                         syncing.append(&mut retired);
                     }
-                    2 if !syncing.is_empty() => {
-                        spares.end_sync();
+                    2 if let Some(number) = sync.take() => {
+                        quarantine.end(number, true, now);
+                        spares.settle(quarantine.clean_below());
                         clean.append(&mut syncing);
                     }
-                    3 if !syncing.is_empty() => {
+                    3 if sync.is_some() && spares.is_on() => {
                         let failed = spares.fail_sync().len();
                         assert_eq!(failed, syncing.len() + retired.len());
                         (syncing, retired) = (Vec::new(), Vec::new());

@@ -143,6 +143,7 @@ impl Shard {
 
     /// A file to write into, with its present length: a clean spare where there is one, else a new one.
     fn open_file(&mut self, bytes: u64) -> Result<(Holding, u64, Rc<OwnedFd>)> {
+        self.settle_spares();
         while bytes > 0
             && let Some(spare) = self.spares.take(bytes)
         {

@@ -19,6 +19,7 @@
 mod health;
 mod lock;
 mod medium;
+mod quarantine;
 mod trust;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,6 +40,7 @@ use health::Health;
 pub(crate) use lock::lock_directory;
 use lock::{LOCK_FILE, take_lock};
 use medium::{Direct, Medium, write_zeroes};
+pub(crate) use quarantine::{Quarantine, SyncNumber};
 use trust::Trust;
 
 /// Everything of the engine's own in a volume.
@@ -64,6 +66,7 @@ pub(crate) struct Volume {
     dir: OwnedFd,
     temp: OwnedFd,
     spares: OwnedFd,
+    quarantine: Quarantine,
     recycles: bool,
     writes_zeroes: bool,
     medium: Medium,
@@ -129,6 +132,7 @@ impl Volume {
             dir,
             temp,
             spares,
+            quarantine: Quarantine::default(),
             medium,
             lock,
             identity,
@@ -163,6 +167,11 @@ impl Volume {
     /// requests are in flight, and a successor waits for them.
     pub(crate) fn lock_fd(&self) -> BorrowedFd<'_> {
         self.lock.as_fd()
+    }
+
+    /// When files in the spares' directory are clean.
+    pub(crate) fn quarantine(&self) -> &Quarantine {
+        &self.quarantine
     }
 
     /// Whether files of deleted objects are kept to be overwritten.

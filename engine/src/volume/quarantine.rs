@@ -1,0 +1,125 @@
+//! When retired files of a volume are clean: the syncs of its spares' directory, which all its shards share.
+//!
+//! ```text
+//! retire: rename, then read the number of the last sync that began --> the file is clean when a later one has ended
+//! sync:   try_begin -> fsync -> end
+//! ```
+//!
+//! A sync that begins after a file's rename makes that rename durable, whichever shard asked for either. Syncs rest: on a device
+//! whose flush takes long, or whose flush writes out all that it has cached, they would otherwise take the whole of its time. What
+//! cannot be recycled meanwhile is made new, or waits in quarantine, within the bound of spares.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// How long syncs rest, as a multiple of how long the last one took: with 15, a sixteenth of a device's time goes into them. On a
+/// drive whose flush is cheap (0.1 ms) that rest is shorter than the time that a batch takes to come together.
+const REST: u32 = 15;
+
+/// Longest rest: what waits in quarantine is disk space that nobody uses.
+const REST_MAX: Duration = Duration::from_secs(30);
+
+/// The number of a sync, counted from 1; 0 stands for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SyncNumber(u64);
+
+/// See the module. Thread-safe; no call blocks for longer than a few memory accesses.
+#[derive(Debug, Default)]
+pub(crate) struct Quarantine {
+    begun: AtomicU64,
+    /// The last sync that ended well; those before it have ended, too.
+    ended: AtomicU64,
+    has_failed: AtomicBool,
+    pace: Mutex<Pace>,
+}
+
+#[derive(Debug, Default)]
+struct Pace {
+    /// When the sync that runs began.
+    running: Option<Instant>,
+    rests_until: Option<Instant>,
+}
+
+impl Quarantine {
+    /// What a file that has just been renamed waits for: the first sync that has a higher number.
+    pub(crate) fn enter(&self) -> SyncNumber {
+        // Either this sees that a sync has begun, and the file waits for the next; or the rename was before it.
+        SyncNumber(self.begun.load(Ordering::SeqCst))
+    }
+
+    /// Files that entered with a lower number are clean.
+    pub(crate) fn clean_below(&self) -> SyncNumber {
+        SyncNumber(self.ended.load(Ordering::SeqCst))
+    }
+
+    /// Whether a sync has failed: nothing is clean any more that was not before.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::SeqCst)
+    }
+
+    /// The right to sync now, if nobody does, and the rest after the last one is over. [`Self::end`] has to follow.
+    pub(crate) fn try_begin(&self, now: Instant) -> Option<SyncNumber> {
+        let mut pace = self.pace.lock();
+        if pace.running.is_some() || pace.rests_until.is_some_and(|until| now < until) || self.has_failed() {
+            return None;
+        }
+        pace.running = Some(now);
+        Some(SyncNumber(self.begun.fetch_add(1, Ordering::SeqCst) + 1))
+    }
+
+    /// The sync has ended. Once one has failed, none begins any more.
+    pub(crate) fn end(&self, number: SyncNumber, is_good: bool, now: Instant) {
+        let mut pace = self.pace.lock();
+        let took = pace.running.take().map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
+        pace.rests_until = Some(now + (took * REST).min(REST_MAX));
+        if is_good {
+            self.ended.store(number.0, Ordering::SeqCst);
+        } else {
+            self.has_failed.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_waits_for_a_sync_that_began_after_it_came() {
+        let quarantine = Quarantine::default();
+        let now = Instant::now();
+        let before = quarantine.enter();
+        let sync = quarantine.try_begin(now).unwrap();
+        let during = quarantine.enter();
+        assert!(before >= quarantine.clean_below(), "nothing has ended");
+        quarantine.end(sync, true, now);
+        assert!(before < quarantine.clean_below() && during >= quarantine.clean_below());
+    }
+
+    #[test]
+    fn syncs_come_one_at_a_time_and_rest_in_proportion() {
+        let quarantine = Quarantine::default();
+        let begin = Instant::now();
+        let after = |ms| begin + Duration::from_millis(ms);
+        let sync = quarantine.try_begin(begin).unwrap();
+        assert!(quarantine.try_begin(after(1)).is_none(), "one runs");
+        quarantine.end(sync, true, after(10));
+        assert!(quarantine.try_begin(after(10 + 10 * u64::from(REST) - 1)).is_none(), "it rests");
+        let long = quarantine.try_begin(after(10 + 10 * u64::from(REST))).unwrap();
+        quarantine.end(long, true, after(1_000_000));
+        assert!(quarantine.try_begin(after(1_000_000) + REST_MAX).is_some(), "no rest is longer than the longest");
+    }
+
+    #[test]
+    fn after_a_failed_sync_there_is_none() {
+        let quarantine = Quarantine::default();
+        let now = Instant::now();
+        let entered = quarantine.enter();
+        let sync = quarantine.try_begin(now).unwrap();
+        quarantine.end(sync, false, now);
+        assert!(quarantine.has_failed() && entered >= quarantine.clean_below());
+        assert!(quarantine.try_begin(now + REST_MAX).is_none());
+    }
+}
