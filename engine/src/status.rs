@@ -89,6 +89,9 @@ pub struct VolumeStatus {
     pub write_zeroes: bool,
     /// The device's I/O scheduler; null where the directory is not directly on a block device.
     pub io_scheduler: Option<String>,
+    /// Whether it is an ext4 without a journal: after a power cut such a file system may have lost or mixed up names, whatever
+    /// [`Durability`] says.
+    pub lacks_journal: bool,
 }
 
 /// One shard.

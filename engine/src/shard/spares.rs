@@ -244,8 +244,8 @@ mod tests {
                         sync = quarantine.try_begin(now);
                         syncing.append(&mut retired);
                     }
-                    2 if let Some(number) = sync.take() => {
-                        quarantine.end(number, true, now);
+                    2 if sync.is_some() => {
+                        quarantine.end(sync.take().expect("it runs"), true, now);
                         spares.settle(quarantine.clean_below());
                         clean.append(&mut syncing);
                     }

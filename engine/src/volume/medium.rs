@@ -36,6 +36,8 @@ pub(crate) struct Medium {
     pub(crate) writes_zeroes: bool,
     /// The device's I/O scheduler; `None` where the directory is not directly on a block device.
     pub(crate) scheduler: Option<String>,
+    /// It is an ext4 without a journal.
+    pub(crate) lacks_journal: bool,
 }
 
 /// Whether files take O_DIRECT, and what addresses and offsets have to be a multiple of.
@@ -67,12 +69,15 @@ impl Medium {
         };
         let direct = probe_direct(nameless(OFlag::O_DIRECT)).map_err(at("open"))?;
         let file = nameless(OFlag::empty()).map_err(at("create"))?;
+        let file_system = file_system_name(dir).map_err(at("fstatfs"))?;
+        let device = stat_fd(dir).ok().map(|stat| stat.identity.0);
         Ok(Self {
-            file_system: file_system_name(dir).map_err(at("fstatfs"))?,
+            lacks_journal: file_system == "ext4" && device.is_some_and(lacks_journal),
+            file_system,
             direct,
             has_attributes: probe_attributes(file.as_fd()).map_err(at("setxattr"))?,
             writes_zeroes: is_empty(file.as_fd()) && write_zeroes(file.as_fd(), WRITE_ZEROES_PROBE_BYTES).is_ok(),
-            scheduler: stat_fd(dir).ok().and_then(|stat| scheduler(stat.identity.0)),
+            scheduler: device.and_then(scheduler),
         })
     }
 
@@ -89,6 +94,7 @@ impl Medium {
             user_attributes: self.has_attributes,
             write_zeroes: self.writes_zeroes,
             io_scheduler: self.scheduler.clone(),
+            lacks_journal: self.lacks_journal,
         }
     }
 }
@@ -165,6 +171,15 @@ fn scheduler(device: u64) -> Option<String> {
     let read = |queue: &str| std::fs::read_to_string(format!("{at}/{queue}/scheduler")).ok();
     let text = read("queue").or_else(|| read("../queue"))?;
     chosen(&text).map(str::to_owned)
+}
+
+/// Whether the ext4 on a device, given as `FileStat` has it, was made without a journal: the kernel then has no task for it
+/// (`Documentation/ABI/testing/sysfs-fs-ext4`, `journal_task`, Linux 4.20). What cannot be asked has one, as is usual.
+fn lacks_journal(device: u64) -> bool {
+    let link = std::fs::read_link(format!("/sys/dev/block/{}:{}", device >> 32, device & 0xffff_ffff));
+    let Some(name) = link.ok().and_then(|path| Some(path.file_name()?.to_owned())) else { return false };
+    let task = std::fs::read_to_string(Path::new("/sys/fs/ext4").join(name).join("journal_task"));
+    task.is_ok_and(|task| task.trim() == "<none>")
 }
 
 /// `mq-deadline` of `none [mq-deadline] kyber bfq`.

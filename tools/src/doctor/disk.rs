@@ -22,12 +22,7 @@ pub(super) fn checks(dir: &Path) -> Vec<Check> {
     let mount = fs::read_to_string("/proc/self/mountinfo").ok().and_then(|table| Mount::find(&table, dir));
     let mut checks = match probe::directory(dir) {
         Ok(volume) => {
-            vec![
-                file_system(&volume.file_system, mount.as_ref()),
-                direct_io(&volume),
-                attributes(&volume),
-                write_zeroes(&volume),
-            ]
+            vec![file_system(&volume, mount.as_ref()), direct_io(&volume), attributes(&volume), write_zeroes(&volume)]
         }
         Err(error) => {
             let advice = "an engine has to be able to create files here; mount it writable, or change its owner";
@@ -39,7 +34,8 @@ pub(super) fn checks(dir: &Path) -> Vec<Check> {
     checks
 }
 
-fn file_system(name: &str, mount: Option<&Mount>) -> Check {
+fn file_system(volume: &saltern::VolumeStatus, mount: Option<&Mount>) -> Check {
+    let name = volume.file_system.as_str();
     let value = mount.map_or_else(|| name.to_owned(), |mount| format!("{name} on {} ({})", mount.point, mount.options));
     if mount.is_some_and(|mount| mount.options.split(',').any(|option| option == "data=journal")) {
         return Check::new(
@@ -51,6 +47,10 @@ fn file_system(name: &str, mount: Option<&Mount>) -> Check {
     }
     let warn = |advice: &str| Check::new(Status::Warn, FILE_SYSTEM, value.clone(), advice);
     match name {
+        "ext4" if volume.lacks_journal => warn(
+            "made without a journal: a power cut may lose or mix up names, and new files are slow for a minute after many \
+             were deleted; `tune2fs -O has_journal` on the unmounted device adds one",
+        ),
         "ext4" | "xfs" => Check::ok(FILE_SYSTEM, value),
         "btrfs" | "zfs" | "bcachefs" => warn("copies on write: ext4 or xfs is faster for a cache"),
         "tmpfs" | "ramfs" => warn("this is memory, and gone after a reboot: choose a directory on a disk"),
