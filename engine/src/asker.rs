@@ -83,6 +83,7 @@ fn serve(core: &Core, receiver: &Receiver<Ask>) {
         }
         let size = core.index.lookup_and_pin(std::slice::from_ref(&key), core.config.pin_lease)[0];
         core.count_lookups(&[size]);
+        core.lookup_watch.disk.record(part.age());
         if !part.answer(size) && size.is_some() {
             // The caller was told of a miss by the deadline: it will not unpin.
             core.index.unpin(std::slice::from_ref(&key));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use crossbeam::utils::CachePadded;
 use parking_lot::Mutex;
 
 use crate::absent::Absent;
@@ -25,6 +26,7 @@ use crate::scan::Recovery;
 use crate::shard::{Command, Mailbox, StoreOp};
 use crate::status::ShardStatus;
 use crate::volume::Volume;
+use crate::watch::{Distributions, LookupWatch, ShardWatch};
 
 /// Shared by callers, shards, scan and helpers.
 pub(crate) struct Core {
@@ -49,6 +51,9 @@ pub(crate) struct Core {
     pub(crate) registry: BufferRegistry,
     pub(crate) mailboxes: Vec<Mailbox>,
     pub(crate) shard_status: Mutex<Vec<ShardStatus>>,
+    /// By shard.
+    pub(crate) watches: Vec<CachePadded<ShardWatch>>,
+    pub(crate) lookup_watch: LookupWatch,
     /// As configured, or off where the file system has no user attributes.
     pub(crate) integrity: Integrity,
     /// Spares of an earlier run, for the shards to take over.
@@ -154,6 +159,11 @@ impl Core {
             self.mailboxes[home].push(Command::Store(op));
         }
         self.mailboxes.iter().for_each(Mailbox::ring);
+    }
+
+    /// How long operations took.
+    pub(crate) fn distributions(&self) -> Distributions {
+        Distributions::read(self.watches.iter().map(|watch| &**watch), &self.lookup_watch)
     }
 
     /// Counts the answers of a lookup.

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crate::asker::{Ask, Asker};
 use crate::completion::Signal;
@@ -27,6 +28,7 @@ use crate::shard::{Command, DeleteOp, LoadOp, StoreOp};
 use crate::status::{SnapshotStatus, SpareStatus, Status};
 use crate::steps::Step;
 use crate::ticket::{Part, Report, Ticket, open_batch};
+use crate::watch::is_sampled;
 use crate::watchdog::{Line, Watchdog};
 
 /// Kinds of tickets that have an event descriptor of their own.
@@ -212,6 +214,8 @@ impl Engine {
     /// that has no valid file name is a miss.
     pub fn lookup_and_pin(&self, keys: &[ObjectKey]) -> Ticket<LookupReport> {
         let core = &self.core;
+        let id = self.next_id();
+        let begun = is_sampled(id).then(Instant::now);
         // Before the index is asked: what it lacks then does not exist.
         let whole = core.index_is_whole();
         let sizes = core.index.lookup_and_pin(keys, core.config.pin_lease);
@@ -220,7 +224,10 @@ impl Engine {
             core.count_lookups(&sizes);
             Signal::to(&core.completion.lookup).note();
             core.completion.lookup.flush();
-            return Ticket::ready(self.next_id(), LookupReport { sizes });
+            if let Some(begun) = begun {
+                core.lookup_watch.memory.record(begun.elapsed());
+            }
+            return Ticket::ready(id, LookupReport { sizes });
         }
         self.ask(keys, sizes)
     }
@@ -331,6 +338,9 @@ impl Core {
         let core = self;
         let (used_bytes, reserved_bytes) = core.ledger.totals();
         let mut shards = core.shard_status.lock().clone();
+        for ((shard, watch), mailbox) in shards.iter_mut().zip(&core.watches).zip(&core.mailboxes) {
+            shard.queues = watch.queues(mailbox.len());
+        }
         let mut problems = Vec::new();
         for (number, status) in shards.iter_mut().enumerate() {
             status.is_running = core.stopped_shards.load(Ordering::Relaxed) & (1 << number) == 0;
@@ -379,6 +389,7 @@ impl Core {
                 limit_bytes: core.config.spare_bytes,
             },
             pool: core.pool.status(),
+            latency: core.distributions().status(),
             counters: core.counts.snapshot(core.ledger.underflows()),
         }
     }

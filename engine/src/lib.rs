@@ -26,6 +26,7 @@ mod list;
 pub mod maintain;
 mod manage;
 mod mem;
+mod metrics;
 mod open;
 #[cfg(test)]
 mod orders;
@@ -46,6 +47,7 @@ pub mod steps;
 mod sys;
 mod ticket;
 mod volume;
+mod watch;
 mod watchdog;
 
 pub use adapter::{Adapter, FsAdapter, NixlDynamicAdapter, Refused};
@@ -66,3 +68,4 @@ pub use report::{DeleteReport, EvictionReport, LoadReport, LookupReport, StoreRe
 pub use scan::RecoveryReport;
 pub use status::{Counters, ShardStatus, SnapshotStatus, SpareStatus, Status, VolumeStatus};
 pub use ticket::Ticket;
+pub use watch::{LatenciesStatus, LatencyStatus, ShardQueues};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::thread::JoinHandle;
 
+use crossbeam::utils::CachePadded;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
@@ -32,6 +33,7 @@ use crate::serve::Server;
 use crate::shard::{Mailbox, Shard, reserve_descriptors};
 use crate::status::ShardStatus;
 use crate::volume::Volume;
+use crate::watch::{LookupWatch, ShardQueues};
 use crate::watchdog::Watchdog;
 
 /// The default of `min_free_bytes` is not more than this.
@@ -161,6 +163,8 @@ fn start(config: Config) -> Result<Engine> {
         registry,
         pool,
         shard_status: Mutex::new(Vec::new()),
+        watches: (0..config.shards).map(|_| CachePadded::default()).collect(),
+        lookup_watch: LookupWatch::default(),
         closing: AtomicBool::new(false),
         failed: AtomicBool::new(false),
         stopped_shards: AtomicU64::new(0),
@@ -203,6 +207,7 @@ fn start_shards(engine: &mut Engine) -> Result<()> {
                         fixed_buffers: shard.ring().buffers().means(),
                         io_priority: shard.ring().has_priorities(),
                         is_running: true,
+                        queues: ShardQueues::default(),
                     }));
                     if let Err(error) = shard.run() {
                         tracing::error!(%error, me, "a shard failed");

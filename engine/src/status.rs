@@ -6,6 +6,7 @@ use crate::config::{Durability, Eviction};
 use crate::integrity::Integrity;
 use crate::layout::Layout;
 use crate::mem::PoolStatus;
+use crate::watch::{LatenciesStatus, ShardQueues};
 
 /// A moment of an engine's life. Serialises to JSON; names end in their unit.
 #[derive(Debug, Clone, Serialize)]
@@ -59,6 +60,8 @@ pub struct Status {
     pub spares: SpareStatus,
     /// The pool of host buffers.
     pub pool: PoolStatus,
+    /// How long operations took.
+    pub latency: LatenciesStatus,
     /// What has been done since the engine was opened.
     pub counters: Counters,
 }
@@ -108,6 +111,8 @@ pub struct ShardStatus {
     pub io_priority: bool,
     /// Whether its thread runs.
     pub is_running: bool,
+    /// What waits there, and what it has in hand.
+    pub queues: ShardQueues,
 }
 
 /// The snapshot of the index, from which the next start knows at once what there is.

@@ -44,6 +44,7 @@ pub(crate) struct Batch<R: Report> {
     done: AtomicBool,
     changed: Condvar,
     signal: Signal,
+    begun: Instant,
 }
 
 impl<R: Report> Batch<R> {
@@ -122,6 +123,11 @@ impl<R: Report> Part<R> {
     /// Answers; false when the deadline was faster, and the caller has been told otherwise.
     pub(crate) fn answer(mut self, answer: R::Answer) -> bool {
         self.batch.take().is_some_and(|batch| batch.enter(self.index, answer))
+    }
+
+    /// Time since the batch was submitted.
+    pub(crate) fn age(&self) -> Duration {
+        self.batch.as_ref().map_or(Duration::ZERO, |batch| batch.begun.elapsed())
     }
 
     /// Whether the deadline has answered for this key already.
@@ -274,6 +280,7 @@ pub(crate) fn open_batch<R: Report>(
         done: AtomicBool::new(count == 0),
         changed: Condvar::new(),
         signal,
+        begun: Instant::now(),
     });
     if count == 0 {
         batch.signal.note();

@@ -214,6 +214,7 @@ impl Shard {
             Ok(bytes) => {
                 counts.loads.add(1);
                 counts.loaded_bytes.add(*bytes);
+                self.core.watches[self.me].load.record(part.age());
             }
             Err(Error::NotFound) => counts.load_misses.add(1),
             Err(_) => counts.load_errors.add(1),

@@ -111,6 +111,11 @@ impl Mailbox {
         while self.queue.pop().is_some() {}
     }
 
+    /// Commands that the shard has not taken yet.
+    pub(crate) fn len(&self) -> u64 {
+        self.queue.len() as u64
+    }
+
     pub(super) fn pop(&self) -> Option<Command> {
         self.queue.pop()
     }

@@ -39,6 +39,7 @@ use crate::ring::{Completion, Op, Priorities, Request, Ring, Wait};
 use crate::room::Evicted;
 use crate::ticket::Part;
 use crate::volume::SyncNumber;
+use crate::watch::ShardQueues;
 pub(crate) use descriptors::reserve_descriptors;
 use descriptors::{Descriptors, open_files};
 use load::ActiveLoad;
@@ -283,6 +284,7 @@ impl Shard {
             if self.closing && self.is_idle() {
                 return Ok(());
             }
+            self.tell_queues();
             let may_sleep = !self.has_startable() && self.core.mailboxes[self.me].may_sleep();
             self.turn_ring(if may_sleep { Wait::Forever } else { Wait::No })?;
             self.core.mailboxes[self.me].awake();
@@ -298,6 +300,22 @@ impl Shard {
         }
         self.completions = completions;
         Ok(())
+    }
+
+    /// Lets `status` know what waits here.
+    fn tell_queues(&self) {
+        self.core.watches[self.me].tell(ShardQueues {
+            mailbox: 0,
+            waiting_loads: self.waiting_loads.len() as u64,
+            waiting_stores: self.waiting_stores.len() as u64,
+            waiting_deletes: self.waiting_deletes.len() as u64,
+            waiting_evictions: self.waiting_evictions.len() as u64,
+            active_loads: self.loads.active as u64,
+            active_stores: self.stores.active as u64,
+            requests_in_flight: self.pending.len() as u64,
+            load_bytes_in_flight: self.loads.bytes as u64,
+            store_bytes_in_flight: self.stores.bytes as u64,
+        });
     }
 
     fn is_idle(&self) -> bool {

@@ -359,6 +359,7 @@ impl Shard {
         self.deltas.stored(keyed.salt, bytes);
         if result.is_ok() {
             self.core.counts.stored_bytes.add(bytes);
+            self.core.watches[self.me].store.record(part.age());
         }
         self.answers.push(Answer::Store(part, result.map(|()| bytes), transfer.buffer.into_buffer().ok()));
         self.release_followers(&keyed);

@@ -20,6 +20,7 @@ mod secondary;
 mod snapshot;
 mod tickets;
 mod volume;
+mod watching;
 mod zeroes;
 
 use saltern_tests::Scratch;
