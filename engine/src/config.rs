@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Admission;
 use crate::error::{Error, Result};
 use crate::eviction::PolicyKind;
 use crate::integrity::Integrity;
@@ -159,6 +160,8 @@ pub struct Config {
     pub capacity_bytes: Option<u64>,
     /// Who decides what goes when room is needed. Default: the host, by deleting.
     pub eviction: Eviction,
+    /// Which of the objects that are offered are written. Default: all that fit.
+    pub admission: Admission,
     /// Most bytes of objects of a salt that has no quota of its own ([`crate::Engine::set_quota`]). Default: no limit.
     pub default_quota_bytes: Option<u64>,
     /// Threads with a ring each; a key belongs to one of them. Default 1.
@@ -252,6 +255,7 @@ impl Config {
             layout: Layout::Fs,
             capacity_bytes: None,
             eviction: Eviction::Host,
+            admission: Admission::All,
             default_quota_bytes: None,
             shards: 1,
             pin_shards: true,
@@ -322,6 +326,7 @@ impl Config {
             return fail("max_queued_objects", "has to be at least 1".into());
         }
         self.eviction.validate(self.capacity_bytes, self.discovery)?;
+        self.admission.validate()?;
         if self.scan_threads == 0 {
             return fail("scan_threads", "has to be at least 1".into());
         }

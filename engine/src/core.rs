@@ -7,6 +7,7 @@ use crossbeam::utils::CachePadded;
 use parking_lot::Mutex;
 
 use crate::absent::Absent;
+use crate::admission::Filter;
 use crate::completion::CompletionFds;
 use crate::config::Config;
 use crate::counts::Counts;
@@ -38,6 +39,8 @@ pub(crate) struct Core {
     pub(crate) latent: Latent,
     /// What lookups have found not to be on disk.
     pub(crate) absent: Absent,
+    /// Where not everything that is offered is written.
+    pub(crate) admission: Option<Filter>,
     pub(crate) room: Room,
     pub(crate) quotas: Kept,
     pub(crate) kept: keep::Kept,

@@ -116,7 +116,8 @@ impl Engine {
 
     /// Stores objects. The first store of a key wins: storing it again is a success with 0 new bytes, and two stores of one
     /// key in flight become one. An object that does not fit is refused as [`Error::Full`] or [`Error::OverQuota`] before any
-    /// I/O; where the engine evicts ([`Config::eviction`]), it waits for room first, and is refused when there can be none.
+    /// I/O; where not everything is admitted ([`Config::admission`]), what nobody has asked for as [`Error::NotAdmitted`]; where the
+    /// engine evicts ([`Config::eviction`]), it waits for room first, and is refused when there can be none.
     ///
     /// Returns at once; the buffers come back with the results.
     pub fn store(&self, batch: Vec<(ObjectKey, Buffer)>) -> Ticket<StoreReport> {
@@ -219,6 +220,9 @@ impl Engine {
         // Before the index is asked: what it lacks then does not exist.
         let whole = core.index_is_whole();
         let sizes = core.index.lookup_and_pin(keys, core.config.pin_lease);
+        if let Some(admission) = &core.admission {
+            keys.iter().for_each(|key| admission.looked_up(hash_of(key)));
+        }
         let is_known = |(key, size): (&ObjectKey, &Option<u64>)| size.is_some() || core.absent.knows(hash_of(key));
         if whole || core.closing.load(Ordering::Acquire) || keys.iter().zip(&sizes).all(is_known) {
             core.count_lookups(&sizes);
@@ -374,6 +378,7 @@ impl Core {
             reserved_bytes,
             capacity_bytes: core.ledger.capacity_bytes(),
             eviction: core.config.eviction,
+            admission: core.config.admission,
             evicting_objects: core.room.evicting(),
             waiting_stores: core.room.waiting(),
             salts: core.ledger.salts(),
@@ -489,6 +494,11 @@ impl Engine {
         self.core.completion.flush();
         self.core.hub.close();
         self.watchdog.stop();
+        let (core, config) = (&self.core, &self.core.config);
+        let knows = core.recovery.is_complete() && core.volume.is_in_place();
+        if knows && config.persist && !core.failed.load(Ordering::Acquire) {
+            config.steps.at_close(core.volume.path(), config.layout, || core.ledger.usage());
+        }
     }
 }
 

@@ -66,6 +66,15 @@ pub enum Error {
         /// The quota of the object's salt.
         quota: u64,
     },
+    /// The object was not written: nobody has asked for it often enough ([`crate::Config::admission`]). Not a failure: it may be offered
+    /// again when it is wanted again.
+    #[error("not admitted: seen {seen} times of late, {needed} are needed (admission)")]
+    NotAdmitted {
+        /// How often it was looked up or offered, this time counted.
+        seen: u8,
+        /// How often it has to be.
+        needed: u8,
+    },
     /// The file that keeps the quotas is damaged, or of a newer version. No quota is in force, and none can be set.
     #[error("{path}: {reason}; no quota is in force: move the file away, or bring a good one back, and open again")]
     Quotas {

@@ -2,6 +2,7 @@
 
 mod absent;
 mod adapter;
+mod admission;
 mod asker;
 mod completion;
 mod config;
@@ -51,6 +52,7 @@ mod watch;
 mod watchdog;
 
 pub use adapter::{Adapter, FsAdapter, NixlDynamicAdapter, Refused};
+pub use admission::{ADMISSION_USES_RANGE, ADMISSION_WINDOW_RANGE, Admission};
 pub use config::{
     Config, DEPTH_RANGE, DirectIo, Discovery, Durability, Eviction, IoPriority, SEGMENT_BYTES_RANGE, SHARDS_MAX,
 };

@@ -226,6 +226,7 @@ impl Out<'_> {
             restores,
             stores_refused,
             stores_over_quota,
+            stores_not_admitted,
             store_errors,
             stored_bytes,
             deletes,
@@ -253,6 +254,7 @@ impl Out<'_> {
             ("present", restores),
             ("full", stores_refused),
             ("over_quota", stores_over_quota),
+            ("not_admitted", stores_not_admitted),
             ("error", store_errors),
         ];
         self.counter_by("stores", "Stores of objects", "result", answers)?;

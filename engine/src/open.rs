@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 
 use crate::absent::Absent;
+use crate::admission::Filter;
 use crate::asker::Asker;
 use crate::completion::CompletionFds;
 use crate::config::{Config, Discovery};
@@ -152,6 +153,7 @@ fn start(config: Config) -> Result<Engine> {
         latent: Latent::default(),
         absent: Absent::new(config.absent_ttl),
         index: Arc::new(Index::new(hub.clone(), Room::policy(&config))),
+        admission: Filter::new(config.admission),
         room: Room::new(&config),
         quotas: Kept::open(&volume)?,
         kept: keep::Kept::default(),

@@ -126,9 +126,16 @@ fn marks(config: &Config) -> Option<(u64, u64)> {
 }
 
 impl Core {
-    /// Reserves the bytes of a claimed store. What does not fit, and cannot wait for room, comes back with the reason; its claim
+    /// Reserves the bytes of a claimed store, if it is admitted. What is not, or does not fit, and cannot wait for room, comes back with the reason; its claim
     /// is given up. A store that waits is handed to its shard when there is room.
     pub(crate) fn reserve(&self, mut op: StoreOp) -> Reserved {
+        if let Some(admission) = &self.admission
+            && let Err(error) = admission.admit(op.keyed.hash())
+        {
+            self.counts.stores_not_admitted.add(1);
+            self.index.abort_store(&op.keyed);
+            return Reserved::Never(op, error);
+        }
         let bytes = op.buffer.len() as u64;
         match self.ledger.reserve(op.keyed.salt, bytes) {
             Ok(()) => {
@@ -264,7 +271,7 @@ pub(crate) enum Reserved {
     Now(StoreOp),
     /// The store waits for room, and will come to its shard.
     Later,
-    /// It does not fit; its claim was given up.
+    /// It does not fit, or is not admitted; its claim was given up.
     Never(StoreOp, Error),
 }
 

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::admission::Admission;
 use crate::config::{Durability, Eviction};
 use crate::integrity::Integrity;
 use crate::layout::Layout;
@@ -40,6 +41,8 @@ pub struct Status {
     pub capacity_bytes: Option<u64>,
     /// Who evicts, and from where on.
     pub eviction: Eviction,
+    /// Which objects are written.
+    pub admission: Admission,
     /// Victims that are not removed yet.
     pub evicting_objects: u64,
     /// Stores that wait for room.
@@ -167,6 +170,8 @@ pub struct Counters {
     pub stores_refused: u64,
     /// Stores that were refused because their salt was at its quota.
     pub stores_over_quota: u64,
+    /// Stores that were turned away because nobody has asked for the object often enough.
+    pub stores_not_admitted: u64,
     /// Stores that failed.
     pub store_errors: u64,
     /// Bytes stored.

@@ -2,9 +2,12 @@
 //! want; without a hook a place costs one branch.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::key::ObjectKey;
+use crate::layout::Layout;
+use crate::ledger::AdapterUsage;
 
 /// A place that a thread has come to. It holds no lock there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,18 +27,35 @@ pub enum Step {
 
 type Hook = dyn Fn(Step, &ObjectKey) + Send + Sync;
 
-/// Called at each step, if there is one.
+type CloseHook = dyn Fn(&Path, Layout, &AdapterUsage) + Send + Sync;
+
+/// Called at each step, and when an engine closes, if there is something to call.
 #[derive(Clone, Default)]
-pub struct Steps(Option<Arc<Hook>>);
+pub struct Steps {
+    step: Option<Arc<Hook>>,
+    close: Option<Arc<CloseHook>>,
+}
 
 impl Steps {
     /// Calls `hook` at every step, on the thread that has come there.
     pub fn new(hook: impl Fn(Step, &ObjectKey) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(hook)))
+        Self { step: Some(Arc::new(hook)), close: None }
+    }
+
+    /// Calls `hook` as well when an engine has ended all its work, with its directory and what it believes to be there; not when
+    /// it has failed, does not know the directory yet, or its objects do not stay. May panic.
+    pub fn and_at_close(self, hook: impl Fn(&Path, Layout, &AdapterUsage) + Send + Sync + 'static) -> Self {
+        Self { close: Some(Arc::new(hook)), ..self }
+    }
+
+    pub(crate) fn at_close(&self, dir: &Path, layout: Layout, usage: impl FnOnce() -> AdapterUsage) {
+        if let Some(hook) = &self.close {
+            hook(dir, layout, &usage());
+        }
     }
 
     pub(crate) fn at(&self, step: Step, key: &ObjectKey) {
-        if let Some(hook) = &self.0 {
+        if let Some(hook) = &self.step {
             hook(step, key);
         }
     }
@@ -43,6 +63,6 @@ impl Steps {
 
 impl fmt::Debug for Steps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Steps(hooked)" } else { "Steps" })
+        f.write_str(if self.step.is_some() { "Steps(hooked)" } else { "Steps" })
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use saltern::{Engine, Layout, ObjectKey};
+use saltern::steps::Steps;
+use saltern::{AdapterUsage, Engine, Layout, ObjectKey};
 
 use crate::wait::until;
 
@@ -113,18 +114,35 @@ fn spares(dir: &Path) -> Vec<u64> {
     entries.map(|entry| entry.and_then(|entry| entry.metadata()).expect("readdir").len()).collect()
 }
 
+/// Adds a check to the steps of an engine: when it closes, what it says of each salt is what is on disk.
+pub fn checked(steps: Steps) -> Steps {
+    steps.and_at_close(|dir, layout, usage| {
+        // A test that has failed already says more.
+        if !std::thread::panicking() {
+            assert_eq!(
+                by_salt(usage),
+                Disk::read(dir, layout).bytes_by_salt,
+                "usage by salt at close, and what is on disk"
+            );
+        }
+    })
+}
+
+fn by_salt(usage: &AdapterUsage) -> BTreeMap<String, u64> {
+    usage.bytes_by_salt.iter().map(|(salt, bytes)| (salt.to_string(), *bytes)).collect()
+}
+
 /// Checks an idle engine's accounts against the directory, by salt and in total; gives what is on disk.
 pub fn assert_books(engine: &Engine, dir: &Path, layout: Layout) -> Disk {
     until("no object is queued", || engine.status().queued_objects == 0);
     until("no byte is reserved", || engine.status().reserved_bytes == 0);
     let (usage, disk, status) = (engine.usage(), Disk::read(dir, layout), engine.status());
-    let by_salt: BTreeMap<String, u64> =
-        usage.bytes_by_salt.iter().map(|(salt, bytes)| (salt.to_string(), *bytes)).collect();
-    assert_eq!(by_salt, disk.bytes_by_salt, "usage by salt, and what is on disk");
+    assert_eq!(by_salt(&usage), disk.bytes_by_salt, "usage by salt, and what is on disk");
     assert_eq!(usage.total_bytes_used, disk.bytes, "usage, and what is on disk");
     assert_eq!(status.objects, disk.files.len() as u64, "objects, and files on disk");
     assert_eq!(status.used_bytes, disk.bytes, "status, and what is on disk");
     assert_eq!(status.counters.ledger_underflows, 0);
+    assert!(engine.salts(0, usize::MAX).salts.iter().all(|salt| salt.underflows == 0), "underflows of a salt");
     let spares = spares(dir);
     assert_eq!((status.spares.count, status.spares.bytes), (spares.len() as u64, spares.iter().sum()), "spares");
     assert!(status.spares.bytes <= status.spares.limit_bytes, "{:?}", status.spares);

@@ -2,18 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
+use saltern::steps::Steps;
 use saltern::{Buffer, Config, Engine, Error, ObjectKey};
 
+use crate::disk::checked;
 use crate::wait::done;
 
 const UNTOUCHED: u8 = 0xee;
 
-/// A configuration that many tests can use at a time: little memory, threads not pinned.
+/// A configuration that many tests can use at a time: little memory, threads not pinned. When its engine closes, its accounts are
+/// compared with the directory; tests that have changed that behind its back set other `steps`.
 pub fn config(dir: impl Into<PathBuf>) -> Config {
     let mut config = Config::new(dir);
     config.pin_shards = false;
     config.segment_bytes = 256 << 10;
     config.pool_bytes = 16 << 20;
+    config.steps = checked(Steps::default());
     config
 }
 

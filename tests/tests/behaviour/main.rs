@@ -3,6 +3,7 @@
 //! `SALTERN_SEED=n` repeats the random choices of a failed run, `SALTERN_LONG=1` makes more of them, and
 //! `SALTERN_TEST_DIR=dir` runs on another file system.
 
+mod admission;
 mod eviction;
 mod file_systems;
 mod forbidden;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use saltern::ObjectKey;
 use saltern::steps::{Step, Steps};
-use saltern_tests::WAIT_MAX;
+use saltern_tests::{WAIT_MAX, checked};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Place {
@@ -29,7 +29,7 @@ impl Hold {
     /// The hook for an engine's configuration.
     pub(crate) fn steps(&self) -> Steps {
         let places = self.places.clone();
-        Steps::new(move |step, key| {
+        checked(Steps::new(move |step, key| {
             let (places, changed) = &*places;
             let mut places = places.lock().expect("not poisoned");
             let here = (step, key.clone());
@@ -38,7 +38,7 @@ impl Hold {
                 changed.notify_all();
                 drop(changed.wait_while(places, |places| places.get(&here) == Some(&Place::Taken)));
             }
-        })
+        }))
     }
 
     /// Stops the next thread that comes to this step with this key.

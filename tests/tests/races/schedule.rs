@@ -6,6 +6,7 @@ use std::time::Duration;
 use rand::Rng;
 use rand::rngs::StdRng;
 use saltern::steps::Steps;
+use saltern_tests::checked;
 
 /// How long a thread lets others go first when none comes: they may all be waiting for it.
 const YIELD_MAX: Duration = Duration::from_micros(300);
@@ -28,7 +29,7 @@ impl Schedule {
     /// The hook for an engine's configuration.
     pub(crate) fn steps(&self) -> Steps {
         let schedule = self.clone();
-        Steps::new(move |_, _| schedule.step())
+        checked(Steps::new(move |_, _| schedule.step()))
     }
 
     /// Starts the choices of one history.

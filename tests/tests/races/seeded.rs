@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rand::Rng;
 use rand::rngs::StdRng;
-use saltern::{Config, Discovery, Engine, EventKind, Layout, ObjectKey};
+use saltern::{Adapter, Buffer, Config, Discovery, Engine, Error, EventKind, Layout, ObjectKey};
 use saltern_tests::{Model, Object, Recorder, Seed, Stored, assert_books, config, done, file_name, payload, salted};
 
 use crate::history::{Event, Op, explain};
@@ -53,6 +53,8 @@ enum Kind {
     Load,
     Find,
     Delete,
+    /// A store and a load whose keys and buffers do not pair.
+    Mismatch,
 }
 
 fn key_of(history: u64, key: usize) -> ObjectKey {
@@ -81,6 +83,22 @@ impl Race {
 /// All objects of a history's key have one size, so that loads need not know which store has won.
 fn bytes_of(key: usize) -> usize {
     [5000, 70_000, 4096][key % 3]
+}
+
+/// An engine as a host sees it.
+#[derive(Debug)]
+struct Lent<'a>(&'a Engine);
+
+impl Adapter for Lent<'_> {
+    fn kind(&self) -> &'static str {
+        "lent"
+    }
+
+    fn engine(&self) -> &Engine {
+        self.0
+    }
+
+    fn close(self: Box<Self>) {}
 }
 
 /// What one thread does: the kind, the key, and the seed of what it stores.
@@ -161,10 +179,25 @@ impl Histories<'_> {
                 }
                 vec![(key, Op::Find(size))]
             }
+            Kind::Mismatch => {
+                self.mismatch(name());
+                Vec::new()
+            }
             Kind::Delete => vec![(key, Op::Delete(done(self.engine.delete(&[name()])).results.remove(0)))],
         };
         let answered = self.clock.fetch_add(1, Ordering::SeqCst);
         ops.into_iter().map(|(key, op)| Event { key, called, answered, op }).collect()
+    }
+
+    /// Calls that are refused as a whole, and change nothing.
+    fn mismatch(&self, key: ObjectKey) {
+        let (adapter, buffers) = (Lent(self.engine), || vec![Buffer::from(vec![0; 100]), Buffer::from(vec![1; 100])]);
+        let keys = std::slice::from_ref(&key);
+        for refused in [adapter.store(keys, buffers()).map(drop), adapter.load(keys, buffers()).map(drop)] {
+            let refused = refused.expect_err("they do not pair");
+            assert!(matches!(refused.error, Error::LengthMismatch { keys: 1, buffers: 2 }), "{refused:?}");
+            assert_eq!(refused.buffers.len(), 2, "they come back");
+        }
     }
 
     fn history(&mut self, history: u64, seed: &Seed) {
@@ -374,6 +407,30 @@ fn partial_batches() {
         length: 1,
         capacity: Some(75_500),
         discovery: Discovery::Scan,
+    });
+}
+
+#[test]
+fn deletes_at_once() {
+    // What is taken away twice is counted once, in total and by salt: the books at the end say so.
+    race(&Race {
+        name: "deletes_at_once",
+        keys: 2,
+        before: &[Before::Stored, Before::Stored, Before::Planted],
+        ops: &[Kind::Delete, Kind::Delete, Kind::Delete, Kind::Store],
+        ..SHARED
+    });
+}
+
+#[test]
+fn calls_that_do_not_pair() {
+    race(&Race {
+        name: "calls_that_do_not_pair",
+        keys: 2,
+        before: &[Before::Absent, Before::Stored],
+        ops: &[Kind::Mismatch, Kind::Mismatch, Kind::StoreAll, Kind::Load, Kind::Delete],
+        capacity: Some(75_500),
+        ..SHARED
     });
 }
 
