@@ -162,6 +162,16 @@ pub(crate) fn and_more(more: u64) -> String {
     if more == 0 { String::new() } else { format!("  ... and {} more\n", count(more)) }
 }
 
+/// A name from a directory, harmless on a terminal and no wider than this; what was cut off shows as `…`.
+pub(crate) fn short(name: &str, width: usize) -> String {
+    let name = printable(name);
+    if name.chars().count() <= width {
+        return name;
+    }
+    let kept: String = name.chars().take(width.saturating_sub(1)).collect();
+    kept + "…"
+}
+
 /// Breaks text between words into lines of `width`; the first begins, and the others are indented, at `indent`.
 pub(crate) fn wrap(text: &str, width: usize, indent: usize) -> String {
     let room = width.saturating_sub(indent);
@@ -277,6 +287,7 @@ mod tests {
         assert_eq!(wrap("one two three", 12, 4), "one two\n    three");
         assert_eq!(wrap("a longer_than_the_line b", 10, 2), "a\n  longer_than_the_line\n  b");
         assert_eq!(wrap("", 10, 2), "");
+        assert_eq!((short("abcdef", 6), short("abcdefg", 6)), ("abcdef".into(), "abcde…".into()));
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod archive;
 mod bench;
 mod clean;
 mod doctor;
+mod evict;
 mod failure;
 mod human;
 mod keys;
@@ -13,9 +14,11 @@ mod manual;
 mod migrate;
 mod output;
 mod progress;
+mod quota;
 mod recover;
 mod signals;
 mod top;
+mod usage;
 mod verify;
 
 use std::process::ExitCode;
@@ -41,6 +44,12 @@ enum Command {
     Bench(bench::Args),
     /// Say what a cache directory holds, without changing anything
     Recover(recover::Args),
+    /// Say how much of a cache directory belongs to which salt, model and rank
+    Usage(usage::Args),
+    /// Read and change the quotas of salts
+    Quota(quota::Args),
+    /// Make room in a cache directory: the least recently used objects go
+    Evict(evict::Args),
     /// Say what the engine finds on this machine, and what would make it faster
     Doctor(doctor::Args),
     /// Read every object of a directory and check it
@@ -80,6 +89,9 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Bench(args) => bench::run(args),
         Command::Recover(args) => recover::run(args),
+        Command::Usage(args) => usage::run(&args),
+        Command::Quota(args) => quota::run(args),
+        Command::Evict(args) => evict::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Verify(args) => verify::run(args),
         Command::Migrate(args) => migrate::run(&args),

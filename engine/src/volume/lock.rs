@@ -7,11 +7,15 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
 
 use super::{FILE_MODE, OPEN_FILE, STATE_DIR, own_dir};
 use crate::error::{Error, Result};
 
 pub(super) const LOCK_FILE: &str = "lock";
+
+/// The kernel's table of locks.
+const LOCKS: &str = "/proc/locks";
 
 /// How often a dead owner's lock is tried again.
 const LOCK_RETRY: Duration = Duration::from_millis(2);
@@ -23,6 +27,33 @@ const LOCK_RETRY: Duration = Duration::from_millis(2);
 pub(crate) fn lock_directory(dir: BorrowedFd<'_>, path: &Path, wait: Duration) -> Result<Flock<std::fs::File>> {
     let state = own_dir(dir, STATE_DIR).map_err(|errno| Error::io("mkdir", path.join(STATE_DIR), errno))?;
     take_lock(state.as_fd(), path, wait)
+}
+
+/// Who has the lock, if anybody. Asks the kernel's table instead of trying the lock: an engine that starts at that moment would be
+/// refused.
+pub(super) fn owner(state: BorrowedFd<'_>, path: &Path) -> Result<Option<String>> {
+    let lock_path = || path.join(STATE_DIR).join(LOCK_FILE);
+    let fd = match openat(state, LOCK_FILE, OPEN_FILE | OFlag::O_RDONLY, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(errno) => return Err(Error::io("open", lock_path(), errno)),
+    };
+    let inode = fstat(&fd).map_err(|errno| Error::io("fstat", lock_path(), errno))?.st_ino;
+    let locks = std::fs::read_to_string(LOCKS).map_err(|error| Error::file("read", LOCKS, &error))?;
+    let is_held = locks.lines().any(|line| is_flock_of(line, inode));
+    Ok(is_held.then(|| name_owner(read_owner(&mut std::fs::File::from(fd)))))
+}
+
+/// Whether a line of the kernel's table (proc_locks(5)) is an flock of this inode. Devices are not compared: there btrfs has
+/// other numbers than stat.
+fn is_flock_of(line: &str, inode: u64) -> bool {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let of = fields.get(5).and_then(|id| id.rsplit(':').next()).and_then(|inode| inode.parse().ok());
+    fields.get(1) == Some(&"FLOCK") && of == Some(inode)
+}
+
+fn name_owner(pid: Option<u32>) -> String {
+    pid.map_or("another process".into(), |pid| format!("pid {pid}"))
 }
 
 /// Takes the owner's lock. The I/O of a killed owner may hold it for a moment: that is waited for.
@@ -39,8 +70,7 @@ pub(super) fn take_lock(state: BorrowedFd<'_>, path: &Path, wait: Duration) -> R
                 file = returned;
                 let owner = read_owner(&mut file);
                 if owner.is_none_or(is_alive) || start.elapsed() >= wait {
-                    let owner = owner.map_or("another process".into(), |pid| format!("pid {pid}"));
-                    return Err(Error::VolumeOwned { dir: path.into(), owner });
+                    return Err(Error::VolumeOwned { dir: path.into(), owner: name_owner(owner) });
                 }
                 std::thread::sleep(LOCK_RETRY);
             }

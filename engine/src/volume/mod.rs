@@ -446,3 +446,13 @@ pub(crate) fn survey_status(path: &Path) -> Result<VolumeStatus> {
     let dir = open_dir(path)?;
     Ok(Medium::probe(dir.as_fd(), path, None)?.status(path))
 }
+
+/// Who owns a directory, if anybody.
+pub(crate) fn owner(path: &Path) -> Result<Option<String>> {
+    open_dir(path)?;
+    match open_dir(&path.join(STATE_DIR)) {
+        Ok(state) => lock::owner(state.as_fd(), path),
+        Err(Error::Io { errno: Errno::ENOENT, .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
