@@ -18,6 +18,8 @@ mod locked;
 mod order;
 mod page;
 mod victims;
+#[cfg(test)]
+mod weight;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
