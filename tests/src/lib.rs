@@ -18,7 +18,7 @@ mod seed;
 mod talk;
 mod wait;
 
-pub use disk::{Disk, TMP, assert_books, checked, file_name, unfinished};
+pub use disk::{Disk, TMP, assert_books, checked, file_name, leave_books_unchecked, unfinished};
 pub use keys::{key, payload, salted, varied};
 pub use lend::{Arena, GUARD_BYTES, Lender, Loan, Memory, Watch};
 pub use listen::Recorder;

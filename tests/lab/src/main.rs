@@ -63,6 +63,8 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 fn main() -> ExitCode {
+    // Disks fail here: what an engine believes when it closes is compared by each part, where it can be.
+    saltern_tests::leave_books_unchecked();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     if let Some(code) = child::play(&arguments) {
         return code;
