@@ -68,7 +68,7 @@ fn cells() -> Vec<Cell> {
             cells.extend(durabilities.iter().map(|number| cell(vec![rule(call, *trouble, share)], *number)));
         }
         // So late that the deadline answers: the slot, its buffer and its file stay with the kernel.
-        cells.push(Cell { deadline: LATE / 3, ..cell(vec![rule(call, Trouble::Delay(LATE), 0.02)], cells.len()) });
+        cells.push(Cell { deadline: LATE / 3, ..cell(vec![rule(call, Trouble::Delay(LATE), 0.08)], 1) });
     }
     // A little of everything.
     for number in 0..6 {
@@ -138,6 +138,8 @@ fn base(dir: &Path, layout: Layout) -> Config {
     config.integrity = Integrity::Verify;
     config.segment_bytes = 64 << 10;
     config.pool_bytes = 4 << 20;
+    // Files are opened again and again.
+    config.open_files = Some(4);
     config
 }
 
