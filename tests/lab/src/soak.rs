@@ -32,18 +32,22 @@ const KEYS: u32 = 400;
 const CAPACITY_BYTES: u64 = 8 << 20;
 
 /// What may grow between the second quarter and the last: memory by a tenth and 4 MiB, descriptors by 8, the median of the latency
-/// to this many times.
+/// to four times and 20 ms (the machine may have other work).
 const RSS_SLACK_KIB: f64 = 4096.0;
 const RSS_GROWTH: f64 = 1.1;
 const DESCRIPTORS_SLACK: f64 = 8.0;
 const LATENCY_GROWTH: f64 = 4.0;
+const LATENCY_SLACK_MS: f64 = 20.0;
 
 /// One moment.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     at_s: f64,
     rss_kib: f64,
+    /// With the engine open: they follow the load, up to the bound of those kept open.
     descriptors: f64,
+    /// When the engine was closed last.
+    descriptors_closed: f64,
     spares: f64,
     latency_ms: f64,
     faults: f64,
@@ -114,9 +118,11 @@ fn soak(cx: &Context, seconds: u64, row: &mut Row) -> Result<Vec<Sample>, Failed
     let mut disk = lab.start_plain_disk(&image)?;
     let dir = disk.mount(FileSystem::Ext4)?.join("volume");
     let mut world = World::new(cx.seed, KEYS, Tolerance { evicts: true, ..Tolerance::default() });
+    let closed = descriptors();
     let mut engine = open(&dir)?;
     disk.served.trouble(cx.seed, &faults())?;
     let (mut samples, mut evictions) = (Vec::new(), 0);
+    let mut descriptors_closed = closed;
     let start = Instant::now();
     for step in 1.. {
         let begun = Instant::now();
@@ -128,7 +134,8 @@ fn soak(cx: &Context, seconds: u64, row: &mut Row) -> Result<Vec<Sample>, Failed
         samples.push(Sample {
             at_s: start.elapsed().as_secs_f64(),
             rss_kib: rss_kib(),
-            descriptors: fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as f64,
+            descriptors: descriptors(),
+            descriptors_closed,
             spares: status.spares.bytes as f64 / f64::from(1 << 20),
             latency_ms,
             faults: disk.served.count()?.0 as f64,
@@ -143,6 +150,7 @@ fn soak(cx: &Context, seconds: u64, row: &mut Row) -> Result<Vec<Sample>, Failed
             world.books(&engine, &dir, Layout::Fs);
             evictions += engine.status().counters.evictions;
             engine.close();
+            descriptors_closed = descriptors();
             engine = open(&dir)?;
             row.cases += 1;
         }
@@ -161,6 +169,10 @@ fn soak(cx: &Context, seconds: u64, row: &mut Row) -> Result<Vec<Sample>, Failed
     row.bad.append(&mut world.bad);
     disk.unmount()?;
     Ok(samples)
+}
+
+fn descriptors() -> f64 {
+    fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as f64
 }
 
 fn rss_kib() -> f64 {
@@ -191,8 +203,12 @@ fn judge(samples: &[Sample], row: &mut Row) {
     };
     let figures: [Figure; 3] = [
         ("resident memory, KiB", |sample| sample.rss_kib, |early| early * RSS_GROWTH + RSS_SLACK_KIB),
-        ("descriptors", |sample| sample.descriptors, |early| early + DESCRIPTORS_SLACK),
-        ("latency of loads, ms", |sample| sample.latency_ms, |early| early * LATENCY_GROWTH),
+        (
+            "descriptors while the engine is closed",
+            |sample| sample.descriptors_closed,
+            |early| early + DESCRIPTORS_SLACK,
+        ),
+        ("latency of loads, ms", |sample| sample.latency_ms, |early| early * LATENCY_GROWTH + LATENCY_SLACK_MS),
     ];
     for (what, of, bound) in figures {
         let (early, late) = parts(of);
@@ -203,14 +219,15 @@ fn judge(samples: &[Sample], row: &mut Row) {
     }
 }
 
-/// Four curves over time, one above the other.
+/// Curves over time, one above the other.
 fn plot(samples: &[Sample], path: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    const SIZE: (u32, u32) = (900, 1000);
+    const SIZE: (u32, u32) = (900, 1200);
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let curves: [(&str, Part); 5] = [
+    let curves: [(&str, Part); 6] = [
         ("resident memory, MiB", |sample| sample.rss_kib / 1024.0),
-        ("descriptors", |sample| sample.descriptors),
+        ("descriptors, engine open", |sample| sample.descriptors),
+        ("descriptors, engine closed", |sample| sample.descriptors_closed),
         ("spares, MiB", |sample| sample.spares),
         ("median latency of a batch of loads, ms", |sample| sample.latency_ms),
         ("faults so far", |sample| sample.faults),
@@ -220,6 +237,7 @@ fn plot(samples: &[Sample], path: &Path) -> Result<(), Box<dyn std::error::Error
         let most = samples.iter().map(of).fold(1.0, f64::max) * 1.15;
         let mut chart = ChartBuilder::on(area)
             .margin(12)
+            .margin_right(30)
             .caption(what, ("sans-serif", 16))
             .x_label_area_size(28)
             .y_label_area_size(60)
