@@ -25,6 +25,8 @@ pub fn matrix(cx: &Context, file_system: FileSystem) -> Row {
             Ok(outcome) => {
                 row.cases += cell.images as u64;
                 row.faults += cell.images as u64;
+                let (all_s, found) = (outcome.seconds.1, outcome.details.len());
+                eprintln!("{file_system}, {}: {} images, {found} bad, {all_s:.1} s", cell.mode, cell.images);
                 judge(&mut row, &outcome);
             }
             Err(error) => row.bad(format!("{cell:?}: {error}")),
