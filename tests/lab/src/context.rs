@@ -16,6 +16,8 @@ pub struct Context {
     pub program: PathBuf,
     /// Where the soak leaves its plot, if anywhere.
     pub plot: Option<PathBuf>,
+    /// How many images each cell of power cuts has, if that is said.
+    pub images: Option<u64>,
     /// How many seconds it soaks, if that is said.
     pub soak_s: Option<u64>,
 }

@@ -2,7 +2,7 @@
 //! something is, 2 for wrong usage.
 //!
 //! `SALTERN_SEED=n` makes the same choices again, `SALTERN_LONG=1` takes hours, `SALTERN_LAB_PLOT=FILE.svg` says where
-//! the soak's plot goes, `SALTERN_LAB_SOAK_S=n` how long it soaks.
+//! the soak's plot goes, `SALTERN_LAB_SOAK_S=n` how long it soaks, `SALTERN_LAB_IMAGES=n` how many images each cell of power cuts has.
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -84,6 +84,7 @@ fn main() -> ExitCode {
     let cx = Context {
         seed: number("SALTERN_SEED").unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32),
         is_long: number("SALTERN_LONG") == Some(1),
+        images: number("SALTERN_LAB_IMAGES"),
         soak_s: number("SALTERN_LAB_SOAK_S"),
         plot: std::env::var_os("SALTERN_LAB_PLOT").map(Into::into),
         program,

@@ -20,7 +20,7 @@ pub fn matrix(cx: &Context, file_system: FileSystem) -> Row {
         Ok(lab) => lab,
         Err(error) => return row.skipped(error),
     };
-    for cell in cells(file_system, cx.times(IMAGES.0, IMAGES.1) as usize) {
+    for cell in cells(file_system, cx.images.unwrap_or(cx.times(IMAGES.0, IMAGES.1)) as usize) {
         match cell.run(&lab, cx.seed) {
             Ok(outcome) => {
                 row.cases += cell.images as u64;
