@@ -10,6 +10,7 @@
 
 pub mod arena;
 mod baselines;
+pub mod beside;
 pub mod ceiling;
 mod closed_loop;
 mod contest;

@@ -125,15 +125,64 @@ pub enum EngineName {
     PreadPwrite,
     /// The straightforward thing with the crate `tokio-uring`.
     TokioUring,
+    /// This engine behind LMCache's bridge for native connectors (`bench/peers`; there `Saltern` is its plugin).
+    SalternNative,
+    /// LMCache's `fs` adapter.
+    LmcacheFs,
+    /// LMCache's `fs_native` adapter.
+    LmcacheFsNative,
+    /// LMCache's `nixl_store_dynamic` adapter.
+    LmcacheNixlDynamic,
 }
 
 impl EngineName {
+    /// All that there are, as they are listed.
+    pub const ALL: [Self; 7] = [
+        Self::Saltern,
+        Self::SalternNative,
+        Self::LmcacheFs,
+        Self::LmcacheFsNative,
+        Self::LmcacheNixlDynamic,
+        Self::PreadPwrite,
+        Self::TokioUring,
+    ];
+
     /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Saltern => "saltern",
             Self::PreadPwrite => "pread-pwrite",
             Self::TokioUring => "tokio-uring",
+            Self::SalternNative => "saltern-native",
+            Self::LmcacheFs => "lmcache-fs",
+            Self::LmcacheFsNative => "lmcache-fs-native",
+            Self::LmcacheNixlDynamic => "lmcache-nixl-dynamic",
+        }
+    }
+
+    /// The name where there is little room.
+    pub fn short_name(self) -> &'static str {
+        match self {
+            Self::Saltern => "saltern",
+            Self::PreadPwrite => "pread",
+            Self::TokioUring => "t-uring",
+            Self::SalternNative => "native",
+            Self::LmcacheFs => "fs",
+            Self::LmcacheFsNative => "fs_native",
+            Self::LmcacheNixlDynamic => "nixl",
+        }
+    }
+
+    /// What it is, for a reader who meets the name for the first time.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::Saltern => "saltern",
+            Self::PreadPwrite => "plain pread/pwrite with threads",
+            Self::TokioUring => "tokio-uring",
+            Self::SalternNative => "saltern behind LMCache's bridge for native connectors",
+            Self::LmcacheFs => "LMCache's fs",
+            Self::LmcacheFsNative => "LMCache's fs_native",
+            Self::LmcacheNixlDynamic => "LMCache's nixl_store_dynamic",
         }
     }
 }
@@ -193,6 +242,10 @@ pub struct PhaseResult {
     pub ratio_rounds: Vec<f64>,
     /// Throughput by that of `pread-pwrite` in the same rounds, their median; null without baselines.
     pub vs_baseline: Option<f64>,
+    /// Throughput (lookup: keys a second) by that of the best of LMCache's own adapters, both medians of the rounds; null
+    /// without them.
+    #[serde(default)]
+    pub vs_best_peer: Option<f64>,
     /// Share of the stores in the timed part that overwrote a spare (steady and mixed alone).
     pub recycled: Option<f64>,
     /// Disk space of spares at the end, beside the objects (steady and mixed alone).

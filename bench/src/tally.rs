@@ -142,6 +142,7 @@ impl Tally {
             ratio: (!self.ratios.is_empty()).then(|| round(median(&self.ratios), 3)),
             ratio_rounds: self.ratios.iter().map(|ratio| round(*ratio, 3)).collect(),
             vs_baseline: None,
+            vs_best_peer: None,
             recycled: None,
             spare_bytes: None,
             load_latency_us: None,

@@ -1,6 +1,6 @@
 //! `saltern bench`: the arguments, the run, and its tables.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use saltern::{Integrity, Layout};
 use saltern_bench::report::{EngineName, LatencyUs, PhaseResult, Report};
@@ -53,6 +53,10 @@ pub(crate) struct Args {
     /// Let plain pread/pwrite with threads, and tokio-uring, do the same in the same rounds
     #[arg(long)]
     baselines: bool,
+    /// Measure nothing: show again what an earlier run wrote with --json
+    #[arg(long, value_name = "FILE.json", conflicts_with_all = ["dir", "layout", "sizes", "total", "depth", "shards",
+        "integrity", "phases", "rounds", "baselines"])]
+    from: Option<PathBuf>,
     /// Write a page with plots to this file
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
@@ -61,6 +65,33 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Result<Outcome, Failure> {
+    args.json.check()?;
+    if let Some(path) = &args.report {
+        output::check_writable(path, "--report")?;
+    }
+    let (report_path, json) = (args.report.clone(), args.json.clone());
+    let report = match &args.from {
+        Some(path) => read(path)?,
+        None => measure(args)?,
+    };
+    if let Some(path) = &report_path {
+        output::write(path, "--report", &page::render(&report)?)?;
+    }
+    json.finish(&report, || render(&report))?;
+    Ok(if report.errors() == 0 { Outcome::Clean } else { Outcome::Problems })
+}
+
+/// The report of an earlier run; distributions are not in it.
+fn read(path: &Path) -> Result<Report, Failure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        let failure = Failure::new(format_args!("{}: {error}", path.display()));
+        failure.hint("name a file that `saltern bench --json` wrote")
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| failed(&error))?;
+    serde_json::from_str(&text).map_err(|error| failed(&error))
+}
+
+fn measure(args: Args) -> Result<Report, Failure> {
     let to_usize = |bytes: &u64| usize::try_from(*bytes).map_err(Failure::new);
     let options = Options {
         parent: args.dir,
@@ -76,19 +107,9 @@ pub(crate) fn run(args: Args) -> Result<Outcome, Failure> {
         ..Options::default()
     };
     options.validate()?;
-    args.json.check()?;
-    if let Some(path) = &args.report {
-        output::check_writable(path, "--report")?;
-    }
     let cancel = cancel_flag()?;
     let bar = Bar::new();
-    let report = run_bench(&options, Hooks { progress: &bar, cancel: &cancel })?;
-    drop(bar);
-    if let Some(path) = &args.report {
-        output::write(path, "--report", &page::render(&report)?)?;
-    }
-    args.json.finish(&report, || render(&report))?;
-    Ok(if report.errors() == 0 { Outcome::Clean } else { Outcome::Problems })
+    Ok(run_bench(&options, Hooks { progress: &bar, cancel: &cancel })?)
 }
 
 fn render(report: &Report) -> String {
@@ -140,18 +161,19 @@ fn heading(report: &Report) -> String {
 }
 
 fn transfer_table(results: &[&PhaseResult]) -> String {
-    let baselines = results.iter().any(|result| result.engine != EngineName::Saltern);
-    let header = ["phase", "size", "MiB/s", "objects/s", "p50 us", "p99 us", "p99.9 us", "CPU s/GB", "ratio"];
+    let with_peers = results.iter().any(|result| result.vs_best_peer.is_some());
+    let mut header = vec!["phase", "size", "MiB/s", "objects/s", "p50 us", "p99 us", "p99.9 us", "CPU s/GB", "ratio"];
+    header.extend(with_peers.then_some("x best peer"));
     let mut table = Columns::new(&header, 1);
     for result in results {
         let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), human::figure);
         let name = match result.engine {
-            EngineName::Saltern => result.phase.name(),
-            EngineName::PreadPwrite => "  pread",
-            _ => "  t-uring",
+            EngineName::Saltern => result.phase.to_string(),
+            other => format!("  {}", other.short_name()),
         };
-        table.row([
-            name.to_owned(),
+        let ratio = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+        let mut row = vec![
+            name,
             human::size(result.object_bytes),
             optional(result.mib_per_s),
             human::count(result.objects_per_s.round() as u64),
@@ -159,13 +181,17 @@ fn transfer_table(results: &[&PhaseResult]) -> String {
             human::count(result.latency_us.p99.round() as u64),
             human::count(result.latency_us.p999.round() as u64),
             optional(result.cpu_seconds_per_gb),
-            result.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}")),
-        ]);
+            ratio(result.ratio),
+        ];
+        row.extend(with_peers.then(|| ratio(result.vs_best_peer)));
+        table.row(row);
     }
     let mut out = table.render();
     out.push_str("ratio: of what the device does with one preallocated file, measured beside it\n");
-    if baselines {
-        out.push_str("pread: plain pread/pwrite with threads; t-uring: tokio-uring\n");
+    for engine in EngineName::ALL.into_iter().filter(|engine| *engine != EngineName::Saltern) {
+        if results.iter().any(|result| result.engine == engine) {
+            out.push_str(&format!("{}: {}\n", engine.short_name(), engine.description()));
+        }
     }
     out
 }
@@ -198,6 +224,9 @@ fn other_table(results: &[&PhaseResult]) -> String {
     let mut table = Columns::new(&["phase", "of size", "what", "per second", "p50 us", "p99 us", "p99.9 us"], 3);
     for result in results {
         let what = match (result.phase, &result.variant) {
+            (Phase::Lookup, Some(variant)) if result.engine != EngineName::Saltern => {
+                format!("{variant} keys, {}", result.engine.short_name())
+            }
             (Phase::Lookup, Some(variant)) => format!("{variant} keys"),
             (Phase::Restart, _) => human::plural(result.objects, "object"),
             (_, variant) => variant.clone().unwrap_or_default(),

@@ -3,6 +3,7 @@
 mod apply;
 mod archive;
 mod bench;
+mod ceiling;
 mod clean;
 mod doctor;
 mod evict;
@@ -68,6 +69,9 @@ enum Command {
     Completions(manual::CompletionArgs),
     /// Write the manual pages
     Man(manual::ManArgs),
+    /// Answer a bench in another process what the device does
+    #[command(hide = true)]
+    Ceiling(ceiling::Args),
 }
 
 const EXIT_CODES: &str = "\
@@ -101,6 +105,7 @@ fn main() -> ExitCode {
         Command::Top(args) => top::run(&args),
         Command::Completions(args) => manual::completions(&args, Cli::command()),
         Command::Man(args) => manual::man(&args, Cli::command()),
+        Command::Ceiling(args) => ceiling::run(&args),
     };
     match outcome {
         Ok(Outcome::Clean) => ExitCode::SUCCESS,

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::Stdio;
 
 use common::{command, saltern, temp_dir};
@@ -154,6 +154,66 @@ fn baselines_do_the_same_and_the_report_is_one_page_with_plots() {
     let unwritable = saltern(dir.path(), &["bench", "--report", "no/such/dir/page.html"]);
     assert_eq!(unwritable.code, 1, "{}", unwritable.stderr);
     assert!(unwritable.stderr.contains("--report"), "{}", unwritable.stderr);
+}
+
+#[test]
+fn an_earlier_run_is_shown_again() {
+    let dir = temp_dir();
+    let args = ["bench", "--sizes", "64KiB", "--total", "2MiB", "--rounds", "1", "--phases", "fresh,load,lookup"];
+    let ran = saltern(dir.path(), &[&args[..], &["--json", "out.json"]].concat());
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let again = saltern(dir.path(), &["bench", "--from", "out.json", "--report", "page.html"]);
+    assert_eq!((again.code, &again.stdout), (0, &ran.stdout), "{}", again.stderr);
+    assert!(std::fs::read_to_string(dir.path().join("page.html")).unwrap().contains("<svg"));
+
+    // As bench/peers writes it: other adapters, and how they compare.
+    let text = std::fs::read_to_string(dir.path().join("out.json")).unwrap();
+    let mut report: Value = serde_json::from_str(&text).unwrap();
+    let mut peer = report["results"][1].clone();
+    peer["engine"] = "lmcache-fs-native".into();
+    report["results"][1]["vs_best_peer"] = 2.5.into();
+    report["results"].as_array_mut().unwrap().insert(2, peer);
+    std::fs::write(dir.path().join("peers.json"), report.to_string()).unwrap();
+    let peers = saltern(dir.path(), &["bench", "--from", "peers.json", "--report", "page.html"]);
+    assert_eq!(peers.code, 0, "{}", peers.stderr);
+    for text in ["x best peer", "2.50", "  fs_native", "fs_native: LMCache's fs_native"] {
+        assert!(peers.stdout.contains(text), "{text}: {}", peers.stdout);
+    }
+    let page = std::fs::read_to_string(dir.path().join("page.html")).unwrap();
+    assert!(page.contains("LMCache&#39;s fs_native") || page.contains("LMCache's fs_native"));
+
+    for wrong in ["no.json", "page.html"] {
+        let failed = saltern(dir.path(), &["bench", "--from", wrong]);
+        assert_eq!(failed.code, 1, "{}", failed.stderr);
+        assert!(failed.stderr.contains(wrong) && failed.stderr.contains("--json"), "{}", failed.stderr);
+    }
+    assert_eq!(saltern(dir.path(), &["bench", "--from", "out.json", "--rounds", "3"]).code, 2);
+}
+
+#[test]
+fn the_ceiling_answers_line_by_line() {
+    let dir = temp_dir();
+    let mut child = command(dir.path(), &["ceiling", "--total", "2MiB"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    for overwrite in [false, true] {
+        writeln!(stdin, r#"{{"overwrite":{overwrite},"object_bytes":65536,"objects":32,"depth":8,"buffers":16}}"#)
+            .unwrap();
+    }
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (3, "ready"));
+    for line in &lines[1..] {
+        let answer: Value = serde_json::from_str(line).unwrap();
+        assert!(answer["bytes"] == 2 << 20 && answer["seconds"].as_f64().unwrap() > 0.0, "{line}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]

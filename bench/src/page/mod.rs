@@ -19,11 +19,11 @@ const STYLE: &str = include_str!("page.css");
 /// [`Error::Plot`].
 pub fn render(report: &Report) -> Result<String> {
     let failed = |error: Box<dyn std::error::Error>| Error::Plot(error.to_string());
-    let baselines = report.results.iter().any(|result| result.engine != EngineName::Saltern);
+    let others = EngineName::ALL.into_iter().filter(|engine| {
+        *engine != EngineName::Saltern && report.results.iter().any(|result| result.engine == *engine)
+    });
     let mut engines = vec![("saltern", "saltern"), ("ceiling", "ceiling: the device with one preallocated file")];
-    if baselines {
-        engines.extend([("pread", "pread/pwrite with threads"), ("tokio", "tokio-uring")]);
-    }
+    engines.extend(others.map(|engine| (class(engine), engine.description())));
     let mut page = head(report);
     section(
         &mut page,
@@ -50,6 +50,19 @@ pub fn render(report: &Report) -> Result<String> {
     table(&mut page, report);
     page.push_str("</body></html>\n");
     Ok(page)
+}
+
+/// How the style sheet calls an engine's colour.
+fn class(engine: EngineName) -> &'static str {
+    match engine {
+        EngineName::Saltern => "saltern",
+        EngineName::PreadPwrite => "pread",
+        EngineName::TokioUring => "tokio",
+        EngineName::SalternNative => "native",
+        EngineName::LmcacheFs => "fs",
+        EngineName::LmcacheFsNative => "fs-native",
+        EngineName::LmcacheNixlDynamic => "nixl",
+    }
 }
 
 fn head(report: &Report) -> String {
@@ -98,6 +111,7 @@ fn table(page: &mut String, report: &Report) {
         "ceiling",
         "ratio",
         "&times; pread",
+        "&times; best peer",
         "p50 &micro;s",
         "p99 &micro;s",
         "CPU s/GB",
@@ -121,7 +135,7 @@ fn table(page: &mut String, report: &Report) {
     }
 }
 
-fn cells(result: &PhaseResult) -> [String; 12] {
+fn cells(result: &PhaseResult) -> [String; 13] {
     let number =
         |value: Option<f64>, decimals: usize| value.map_or_else(String::new, |value| format!("{value:.decimals$}"));
     [
@@ -132,6 +146,7 @@ fn cells(result: &PhaseResult) -> [String; 12] {
         number(result.ceiling_mib_per_s, 0),
         number(result.ratio, 2),
         number(result.vs_baseline, 2),
+        number(result.vs_best_peer, 2),
         number(Some(result.latency_us.p50), 0),
         number(Some(result.latency_us.p99), 0),
         number(result.cpu_seconds_per_gb, 3),

@@ -27,6 +27,10 @@ fn ink(engine: EngineName) -> Ink {
         EngineName::Saltern => Ink::Saltern,
         EngineName::PreadPwrite => Ink::Pread,
         EngineName::TokioUring => Ink::TokioUring,
+        EngineName::SalternNative => Ink::SalternNative,
+        EngineName::LmcacheFs => Ink::Fs,
+        EngineName::LmcacheFsNative => Ink::FsNative,
+        EngineName::LmcacheNixlDynamic => Ink::Nixl,
     }
 }
 
@@ -59,9 +63,9 @@ fn by_size(
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         Line { ink, points, marks: true }
     };
-    let engines = [EngineName::TokioUring, EngineName::PreadPwrite, EngineName::Saltern];
     let mut lines = vec![line(EngineName::Saltern, Ink::Ceiling, &ceiling)];
-    lines.extend(engines.map(|engine| line(engine, ink(engine), &own)));
+    // The engine's own line over the others'.
+    lines.extend(EngineName::ALL.into_iter().rev().map(|engine| line(engine, ink(engine), &own)));
     lines.retain(|line| !line.points.is_empty());
     lines
 }
