@@ -85,7 +85,8 @@ impl Connector {
         let options = Options::parse(options_json).map_err(ConfigError::new_err)?;
         let mut config = options.config().map_err(ConfigError::new_err)?;
         config.padding_bytes = PADDING_BYTES;
-        let handle = py.detach(|| Handle::open(config)).map_err(|error| raise(&error))?;
+        let quotas = options.quotas().map_err(ConfigError::new_err)?;
+        let handle = py.detach(|| Handle::open(config, &quotas)).map_err(|error| raise(&error))?;
         Ok(Self { handle, bell: Bell::new()?, next: AtomicU64::new(1), entries: Mutex::default() })
     }
 

@@ -1,5 +1,7 @@
 //! The plain Python API: keys and buffers in, results out, for scripts and for hosts without an adapter of their own.
 
+use std::collections::BTreeMap;
+
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyList};
@@ -32,7 +34,8 @@ impl PyEngine {
             return Err(ConfigError::new_err("store_padded: only LMCache's memory objects have slots to pad to"));
         }
         let config = options.config().map_err(ConfigError::new_err)?;
-        let handle = py.detach(|| Handle::open(config)).map_err(|error| raise(&error))?;
+        let quotas = options.quotas().map_err(ConfigError::new_err)?;
+        let handle = py.detach(|| Handle::open(config, &quotas)).map_err(|error| raise(&error))?;
         Ok(Self { handle, reader: KeyReader::default() })
     }
 
@@ -107,6 +110,20 @@ impl PyEngine {
             by_salt.set_item(&**salt, bytes)?;
         }
         Ok((usage.total_bytes_used, usage.total_capacity_bytes, by_salt))
+    }
+
+    /// Sets the most bytes of a salt (`None`: as the default), and gives what it was.
+    fn set_quota(&self, py: Python<'_>, salt: &str, quota_bytes: Option<u64>) -> PyResult<Option<u64>> {
+        let set = |engine: &Engine| match quota_bytes {
+            Some(bytes) => engine.set_quota(salt, bytes),
+            None => engine.remove_quota(salt),
+        };
+        py.detach(|| self.handle.with(set)).and_then(|set| set).map_err(|error| raise(&error))
+    }
+
+    /// The quotas that were set: bytes by salt.
+    fn quotas(&self) -> PyResult<BTreeMap<String, u64>> {
+        self.with(Engine::quotas)?.map_err(|error| raise(&error))
     }
 
     fn status_json(&self) -> PyResult<String> {

@@ -12,12 +12,18 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// Opens the adapter for the layout, and scans its directory. Blocks: call without the GIL.
-    pub(crate) fn open(config: Config) -> Result<Self> {
+    /// Opens the adapter for the layout, scans its directory, and sets quotas (bytes by salt). Blocks: call without the GIL.
+    pub(crate) fn open(config: Config, quotas: &[(String, u64)]) -> Result<Self> {
         let adapter: Box<dyn Adapter> = match config.layout {
             Layout::Fs | Layout::Fs3 => Box::new(FsAdapter::open(config)?),
             Layout::Nixl | Layout::Nixl3 | Layout::NixlSharded => Box::new(NixlDynamicAdapter::open(config)?),
         };
+        for (salt, bytes) in quotas {
+            // Setting one writes a file, so what is as it should be is left alone.
+            if adapter.engine().quota(salt)? != Some(*bytes) {
+                adapter.engine().set_quota(salt, *bytes)?;
+            }
+        }
         Ok(Self { adapter: RwLock::new(Some(adapter)), closing: Mutex::new(()) })
     }
 

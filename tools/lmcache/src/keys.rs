@@ -2,8 +2,8 @@
 //!
 //! Hosts hand in objects with the five attributes of LMCache's `ObjectKey`, in batches of a hundred and more, and lookups are
 //! to cost well below a microsecond a key. So attributes are read with interned names, and what many keys have in
-//! common (model, rank, group, salt) becomes one scope that is found again, by the identity of its strings within a batch and in a
-//! bounded table between batches.
+//! common (model, rank, group, salt) becomes one scope that is found again: by the identity of its parts from one key of a batch to the
+//! next, and in a bounded table else.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyInt, PyString};
-use saltern::{ChunkHash, KeyError, ObjectKey, Scope};
+use pyo3::types::{PyBytes, PyInt, PyList, PyString};
+use saltern::{KeyError, ObjectKey, Scope};
 
 use crate::errors::InvalidKey;
 
@@ -79,36 +79,6 @@ impl PyKey {
     }
 }
 
-/// A key's parts as they were read, its strings as numbers within the batch.
-struct Parts {
-    model: u32,
-    salt: u32,
-    kv_rank: u32,
-    object_group_id: u32,
-    chunk_hash: ChunkHash,
-}
-
-enum Read {
-    Whole(ObjectKey),
-    Parts(Parts),
-}
-
-/// The distinct strings of a batch, by identity: mostly one.
-#[derive(Default)]
-struct Strings<'py>(Vec<(Bound<'py, PyAny>, String)>);
-
-impl<'py> Strings<'py> {
-    fn number(&mut self, value: Bound<'py, PyAny>) -> PyResult<u32> {
-        // The last is looked at first; strings that differ in identity alone cost an entry, no more.
-        if let Some(at) = self.0.iter().rposition(|(known, _)| known.is(&value)) {
-            return Ok(at as u32);
-        }
-        let text = value.cast::<PyString>()?.to_cow()?.into_owned();
-        self.0.push((value, text));
-        Ok(self.0.len() as u32 - 1)
-    }
-}
-
 /// The keys of one batch.
 pub(crate) struct Keys {
     /// Those that are keys, in order.
@@ -165,15 +135,33 @@ impl Known {
         number
     }
 
-    fn scope(&mut self, id: ScopeParts, model_name: &str, cache_salt: &str) -> Result<Arc<Scope>, KeyError> {
+    fn scope(
+        &mut self,
+        model_name: &str,
+        kv_rank: u32,
+        object_group_id: u32,
+        cache_salt: &str,
+    ) -> Result<Arc<Scope>, KeyError> {
+        if self.scopes.len() > SCOPES_MAX || self.names.len() > SCOPES_MAX {
+            *self = Self::default();
+        }
+        let id = (self.name(model_name), kv_rank, object_group_id, self.name(cache_salt));
         if let Some(scope) = self.scopes.get(&id) {
             return Ok(scope.clone());
         }
-        let (_, _, kv_rank, object_group_id) = id;
         let scope = Scope::new(model_name, kv_rank, object_group_id, cache_salt)?;
         self.scopes.insert(id, scope.clone());
         Ok(scope)
     }
+}
+
+/// What the last key of the batch had in its scope: mostly the next one has the same objects.
+struct Last<'py> {
+    model: Bound<'py, PyAny>,
+    rank: Bound<'py, PyAny>,
+    group: Bound<'py, PyAny>,
+    salt: Bound<'py, PyAny>,
+    scope: Arc<Scope>,
 }
 
 /// Reads keys. Thread-safe.
@@ -185,79 +173,63 @@ impl KeyReader {
     ///
     /// # Errors
     /// Only when `batch` is no sequence.
-    pub(crate) fn read(&self, batch: &Bound<'_, PyAny>) -> PyResult<Keys> {
-        let mut models = Strings::default();
-        let mut salts = Strings::default();
-        let count = batch.len()?;
-        let mut parts = Vec::with_capacity(count);
+    pub(crate) fn read<'py>(&self, batch: &Bound<'py, PyAny>) -> PyResult<Keys> {
+        let mut keys = Vec::with_capacity(batch.len()?);
         let mut refused = Vec::new();
-        for (place, key) in batch.try_iter()?.enumerate() {
-            match read_parts(&key?, &mut models, &mut salts) {
-                Ok(read) => parts.push((place, read)),
-                Err(error) => refused.push((place, error.value(batch.py()).to_string())),
+        let mut last = None;
+        let mut read = |place, key: &Bound<'py, PyAny>| match self.read_one(key, &mut last) {
+            Ok(key) => keys.push(key),
+            Err(error) => refused.push((place, error.value(key.py()).to_string())),
+        };
+        // Of lists, which hosts hand in, no iterator has to be made.
+        if let Ok(list) = batch.cast_exact::<PyList>() {
+            list.iter().enumerate().for_each(|(place, key)| read(place, &key));
+        } else {
+            for (place, key) in batch.try_iter()?.enumerate() {
+                read(place, &key?);
             }
         }
-        // Nothing of Python is touched from here on: what runs there could want this lock.
-        let keys = self.resolve(parts, &models, &salts, &mut refused);
         Ok(Keys { keys, refused })
     }
 
-    fn resolve(
-        &self,
-        parts: Vec<(usize, Read)>,
-        models: &Strings<'_>,
-        salts: &Strings<'_>,
-        refused: &mut Vec<(usize, String)>,
-    ) -> Vec<ObjectKey> {
-        let known = &mut *self.0.lock();
-        if known.scopes.len() > SCOPES_MAX || known.names.len() > SCOPES_MAX {
-            *known = Known::default();
+    fn read_one<'py>(&self, key: &Bound<'py, PyAny>, last: &mut Option<Last<'py>>) -> PyResult<ObjectKey> {
+        if let Ok(key) = key.cast_exact::<PyKey>() {
+            return Ok(key.get().0.clone());
         }
-        let models: Vec<(u32, &str)> = models.0.iter().map(|(_, text)| (known.name(text), text.as_str())).collect();
-        let salts: Vec<(u32, &str)> = salts.0.iter().map(|(_, text)| (known.name(text), text.as_str())).collect();
-        let mut last: Option<(ScopeParts, Arc<Scope>)> = None;
-        let mut keys = Vec::with_capacity(parts.len());
-        for (place, read) in parts {
-            let parts = match read {
-                Read::Whole(key) => {
-                    keys.push(key);
-                    continue;
-                }
-                Read::Parts(parts) => parts,
-            };
-            let ((model, model_name), (salt, cache_salt)) = (models[parts.model as usize], salts[parts.salt as usize]);
-            let id = (model, salt, parts.kv_rank, parts.object_group_id);
-            let scope = match &last {
-                Some((same, scope)) if *same == id => Ok(scope.clone()),
-                _ => known.scope(id, model_name, cache_salt),
-            };
-            match scope.and_then(|scope| Ok((scope.key(parts.chunk_hash.as_bytes())?, scope))) {
-                Ok((key, scope)) => {
-                    last = Some((id, scope));
-                    keys.push(key);
-                }
-                Err(error) => refused.push((place, error.to_string())),
+        let py = key.py();
+        let chunk_hash = key.getattr(intern!(py, "chunk_hash"))?;
+        let model = key.getattr(intern!(py, "model_name"))?;
+        let rank = key.getattr(intern!(py, "kv_rank"))?;
+        let group = key.getattr(intern!(py, "object_group_id"))?;
+        let salt = key.getattr(intern!(py, "cache_salt"))?;
+        let same = |last: &&Last<'py>| {
+            last.model.is(&model) && last.salt.is(&salt) && last.rank.is(&rank) && last.group.is(&group)
+        };
+        let scope = match last.as_ref().filter(same) {
+            Some(last) => &last.scope,
+            None => {
+                let scope = self.scope(&model, &rank, &group, &salt)?;
+                &last.insert(Last { model, rank, group, salt, scope }).scope
             }
-        }
-        refused.sort_unstable_by_key(|(place, _)| *place);
-        keys
+        };
+        let chunk_hash = chunk_hash.cast::<PyBytes>()?;
+        scope.key(chunk_hash.as_bytes()).map_err(|error| PyValueError::new_err(error.to_string()))
     }
-}
 
-fn read_parts<'py>(key: &Bound<'py, PyAny>, models: &mut Strings<'py>, salts: &mut Strings<'py>) -> PyResult<Read> {
-    if let Ok(key) = key.cast_exact::<PyKey>() {
-        return Ok(Read::Whole(key.get().0.clone()));
+    fn scope(
+        &self,
+        model: &Bound<'_, PyAny>,
+        rank: &Bound<'_, PyAny>,
+        group: &Bound<'_, PyAny>,
+        salt: &Bound<'_, PyAny>,
+    ) -> PyResult<Arc<Scope>> {
+        let model = model.cast::<PyString>()?.to_cow()?;
+        let salt = salt.cast::<PyString>()?.to_cow()?;
+        let (rank, group) = (number("kv_rank", rank)?, number("object_group_id", group)?);
+        // Nothing of Python is touched with the lock held: what runs there could want it.
+        let scope = self.0.lock().scope(&model, rank, group, &salt);
+        scope.map_err(|error| PyValueError::new_err(error.to_string()))
     }
-    let py = key.py();
-    let chunk_hash = key.getattr(intern!(py, "chunk_hash"))?;
-    let chunk_hash = chunk_hash.cast::<PyBytes>()?.as_bytes();
-    Ok(Read::Parts(Parts {
-        chunk_hash: ChunkHash::new(chunk_hash).map_err(|error| PyValueError::new_err(error.to_string()))?,
-        model: models.number(key.getattr(intern!(py, "model_name"))?)?,
-        salt: salts.number(key.getattr(intern!(py, "cache_salt"))?)?,
-        kv_rank: number("kv_rank", &key.getattr(intern!(py, "kv_rank"))?)?,
-        object_group_id: number("object_group_id", &key.getattr(intern!(py, "object_group_id"))?)?,
-    }))
 }
 
 fn number(part: &str, value: &Bound<'_, PyAny>) -> PyResult<u32> {

@@ -21,7 +21,8 @@ use pyo3::prelude::*;
 /// Raises ConfigError, which names the option.
 #[pyfunction]
 fn check_options(options_json: &str) -> PyResult<()> {
-    let checked = options::Options::parse(options_json).and_then(|options| options.config());
+    let options = options::Options::parse(options_json).map_err(errors::ConfigError::new_err)?;
+    let checked = options.config().and_then(|_| options.quotas());
     checked.map(drop).map_err(errors::ConfigError::new_err)
 }
 

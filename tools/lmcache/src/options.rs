@@ -2,11 +2,13 @@
 //!
 //! Every value is checked, and an unknown name is an error: a misspelt option must not be a default in silence.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use saltern::eviction::PolicyKind;
 use saltern::layout::Layout;
-use saltern::{Config, DirectIo, Discovery, Durability, Integrity, IoPriority};
+use saltern::{Config, DirectIo, Discovery, Durability, Eviction, Integrity, IoPriority};
 use serde::Deserialize;
 
 const KIB: f64 = 1024.0;
@@ -16,10 +18,12 @@ const GIB: f64 = 1024.0 * MIB;
 /// Who decides which objects go when the capacity is short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum EvictionMode {
+pub(crate) enum EvictionMode {
     /// The host: the daemon's eviction controller, or whoever calls `delete`.
     #[default]
     Host,
+    /// The engine, by a policy of its own. The host may delete as well.
+    Engine,
 }
 
 /// The options, named as `README.md` describes them. Sizes are in powers of 1024, as LMCache's are.
@@ -32,7 +36,14 @@ pub(crate) struct Options {
     #[serde(default)]
     max_capacity_gb: f64,
     #[serde(default)]
-    eviction_mode: EvictionMode,
+    pub(crate) eviction_mode: EvictionMode,
+    eviction_policy: Option<PolicyKind>,
+    eviction_watermark: Option<f64>,
+    eviction_ratio: Option<f64>,
+    default_quota_gb: Option<f64>,
+    /// By salt; kept in the directory, as [`saltern::Engine::set_quota`] says.
+    #[serde(default)]
+    quotas_gb: BTreeMap<String, f64>,
     durability: Option<Durability>,
     integrity: Option<Integrity>,
     direct_io: Option<DirectIo>,
@@ -60,6 +71,8 @@ pub(crate) struct Options {
     io_priority: Option<IoPriority>,
     write_zeroes: Option<bool>,
     scan_threads: Option<usize>,
+    snapshot_interval_s: Option<f64>,
+    status_socket: Option<bool>,
 }
 
 impl Options {
@@ -91,10 +104,34 @@ impl Options {
         Ok(one.clone())
     }
 
+    /// Quotas to set when the engine is open: salts and bytes.
+    pub(crate) fn quotas(&self) -> Result<Vec<(String, u64)>, String> {
+        let quota = |(salt, gb): (&String, &f64)| Ok((salt.clone(), bytes("quotas_gb", *gb, GIB)?));
+        self.quotas_gb.iter().map(quota).collect()
+    }
+
+    fn eviction(&self) -> Result<Eviction, String> {
+        let given = [
+            ("eviction_policy", self.eviction_policy.is_some()),
+            ("eviction_watermark", self.eviction_watermark.is_some()),
+            ("eviction_ratio", self.eviction_ratio.is_some()),
+        ];
+        if self.eviction_mode == EvictionMode::Host {
+            return match given.iter().find(|(_, is_given)| *is_given) {
+                Some((option, _)) => Err(format!("{option}: only with eviction_mode engine; the host has its own")),
+                None => Ok(Eviction::Host),
+            };
+        }
+        let mut eviction = Eviction::engine(self.eviction_policy.unwrap_or_default());
+        if let Eviction::Engine { watermark, ratio, .. } = &mut eviction {
+            set(watermark, self.eviction_watermark);
+            set(ratio, self.eviction_ratio);
+        }
+        Ok(eviction)
+    }
+
     /// The configuration of an engine. Its own limits are checked when it opens.
     pub(crate) fn config(&self) -> Result<Config, String> {
-        // Only one mode so far; its value was checked by its type.
-        let EvictionMode::Host = self.eviction_mode;
         let mut config = Config::new(self.directory()?);
         if let Some(name) = &self.layout {
             config.layout = name.parse::<Layout>().map_err(|error| format!("layout: {error}"))?;
@@ -114,6 +151,10 @@ impl Options {
         set(&mut config.write_zeroes, self.write_zeroes);
         let capacity = bytes("max_capacity_gb", self.max_capacity_gb, GIB)?;
         config.capacity_bytes = (capacity > 0).then_some(capacity);
+        config.eviction = self.eviction()?;
+        if let Some(gb) = self.default_quota_gb {
+            config.default_quota_bytes = Some(bytes("default_quota_gb", gb, GIB)?);
+        }
         set(&mut config.durability, self.durability);
         set(&mut config.integrity, self.integrity);
         set(&mut config.direct_io, self.direct_io);
@@ -133,6 +174,8 @@ impl Options {
         set_time(&mut config.lookup_deadline, "lookup_deadline_s", self.lookup_deadline_s)?;
         set_time(&mut config.pin_lease, "pin_lease_s", self.pin_lease_s)?;
         set_time(&mut config.lock_wait, "lock_wait_s", self.lock_wait_s)?;
+        set_time(&mut config.snapshot_interval, "snapshot_interval_s", self.snapshot_interval_s)?;
+        set(&mut config.status_socket, self.status_socket);
         if let Some(kb) = self.segment_kb {
             config.segment_bytes = bytes("segment_kb", kb, KIB)? as usize;
         }

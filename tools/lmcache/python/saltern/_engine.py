@@ -169,6 +169,21 @@ class Engine(_saltern.Engine):
         used, capacity, by_salt = super().usage()
         return Usage(used, capacity, by_salt)
 
+    def set_quota(self, cache_salt: str, quota_bytes: int | None) -> int | None:
+        """Sets the most bytes that the objects of a salt may have, and keeps it in the directory.
+
+        Args:
+            quota_bytes: The quota; ``None`` takes it away, so that ``default_quota_gb`` holds.
+
+        Returns:
+            The quota that it had of its own.
+        """
+        return super().set_quota(cache_salt, quota_bytes)
+
+    def quotas(self) -> dict[str, int]:
+        """The quotas that were set, in bytes by salt."""
+        return super().quotas()
+
     def status(self) -> dict[str, Any]:
         """What the engine says of itself: health, volume, shards, counters."""
         return json.loads(self.status_json())

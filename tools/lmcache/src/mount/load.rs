@@ -11,8 +11,7 @@ use pyo3::prelude::*;
 use saltern::{Class, LoadReport, ObjectKey, Ticket};
 
 use super::lookup::found;
-use super::{Mount, Places};
-use crate::memory::lend_memory_object;
+use super::{Mount, Places, pair};
 
 enum State {
     Open(Ticket<LoadReport>),
@@ -33,17 +32,14 @@ pub(super) struct LoadTask {
 pub(super) fn submit(mount: &Mount, keys: &Bound<'_, PyAny>, objects: &Bound<'_, PyAny>) -> PyResult<u64> {
     let keys = mount.reader.read(keys)?;
     let count = keys.count();
-    let places = (!keys.refused.is_empty()).then(|| keys.places().collect::<Vec<_>>());
-    let mut batch = Vec::with_capacity(keys.keys.len());
-    for (key, place) in keys.keys.iter().zip(keys.places()) {
-        batch.push((key.clone(), lend_memory_object(&objects.get_item(place)?, false, true)?));
-    }
+    let named = keys.keys.clone();
+    let (batch, places) = pair(mount, keys, objects, false, true);
     let task = mount.next_task();
     let mut loads = mount.loads.lock();
     let ticket = mount.handle.with(|engine| engine.load(batch));
     let is_closed = ticket.is_err();
     let state = Mutex::new(ticket.map_or(State::Closed, State::Open));
-    loads.insert(task, Arc::new(LoadTask { keys: keys.keys, count, places, state }));
+    loads.insert(task, Arc::new(LoadTask { keys: named, count, places, state }));
     drop(loads);
     if is_closed {
         mount.ring(Class::Load);

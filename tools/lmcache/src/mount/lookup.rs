@@ -16,6 +16,7 @@ pub(super) struct LookupTask {
 
 pub(super) fn submit(mount: &Mount, keys: &Bound<'_, PyAny>) -> PyResult<u64> {
     let keys = mount.reader.read(keys)?;
+    mount.count_refused(keys.refused.len());
     let places = (!keys.refused.is_empty()).then(|| keys.places().collect());
     let count = keys.count();
     let task = mount.next_task();

@@ -16,17 +16,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
-use saltern::{Class, Engine, ListCursor};
+use pyo3::types::{PyDict, PyList};
+use saltern::{Buffer, Class, Engine, ListCursor, ObjectKey};
 
 use self::load::LoadTask;
 use self::lookup::LookupTask;
 use self::store::StoreTask;
 use crate::errors::{ConfigError, raise};
 use crate::handle::Handle;
-use crate::keys::{KeyReader, KeyWriter};
+use crate::keys::{KeyReader, KeyWriter, Keys};
 use crate::listener::PyListener;
-use crate::memory::lend_arena;
+use crate::memory::{lend_arena, lend_memory_object};
 use crate::options::Options;
 
 /// Places of a batch for which something holds: all of them, or a list.
@@ -43,6 +43,8 @@ pub(crate) struct Mount {
     /// The host's key class: called with chunk hash, model, rank, group, salt.
     make_key: Py<PyAny>,
     store_padded: bool,
+    /// Keys and objects of the host that could not be used, so far.
+    refused: AtomicU64,
     next_task: AtomicU64,
     stores: Mutex<BTreeMap<u64, StoreTask>>,
     lookups: Mutex<BTreeMap<u64, LookupTask>>,
@@ -65,10 +67,11 @@ impl Mount {
     ) -> PyResult<Self> {
         let options = Options::parse(options_json).map_err(ConfigError::new_err)?;
         let mut config = options.config().map_err(ConfigError::new_err)?;
+        let quotas = options.quotas().map_err(ConfigError::new_err)?;
         // Slots are rounded up to the arena's alignment, and adapters that write whole slots leave files of that length.
         config.padding_bytes = align_bytes.max(PADDING_BYTES_MIN);
         let open = move || {
-            let handle = Handle::open(config)?;
+            let handle = Handle::open(config, &quotas)?;
             if let Some((ptr, len)) = arena {
                 handle.with(|engine| lend_arena(engine, ptr, len))??;
             }
@@ -81,6 +84,7 @@ impl Mount {
             reader: KeyReader::default(),
             make_key,
             store_padded: options.store_padded,
+            refused: AtomicU64::new(0),
             next_task: AtomicU64::new(0),
             stores: Mutex::default(),
             lookups: Mutex::default(),
@@ -153,6 +157,11 @@ impl Mount {
         serde_json::to_string(&status).map_err(|error| ConfigError::new_err(error.to_string()))
     }
 
+    /// Keys and objects that could not be used, so far: keys without a valid file name, objects without memory.
+    fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     /// A page of objects, as keys and sizes, and where the next begins.
     #[pyo3(signature = (model_name, page_size, cursor))]
     fn list<'py>(
@@ -200,7 +209,41 @@ fn duplicate_fds(engine: &Engine) -> PyResult<[OwnedFd; 3]> {
     Ok([duplicate(Class::Store)?, duplicate(Class::Lookup)?, duplicate(Class::Load)?])
 }
 
+/// The keys that are keys, with the memory of their objects; and their places, unless that is all of the batch.
+///
+/// Whatever cannot be used is left out, and fails alone: to raise here would end the thread of the host that submits.
+fn pair(
+    mount: &Mount,
+    keys: Keys,
+    objects: &Bound<'_, PyAny>,
+    whole_slot: bool,
+    writable: bool,
+) -> (Vec<(ObjectKey, Buffer)>, Option<Vec<usize>>) {
+    let count = keys.count();
+    let mut batch = Vec::with_capacity(keys.keys.len());
+    let mut places = Vec::with_capacity(keys.keys.len());
+    let at = keys.places();
+    let list = objects.cast_exact::<PyList>().ok();
+    for (key, place) in keys.keys.into_iter().zip(at) {
+        let object = list.map_or_else(|| objects.get_item(place), |list| list.get_item(place));
+        match object.and_then(|object| lend_memory_object(&object, whole_slot, writable)) {
+            Ok(buffer) => {
+                batch.push((key, buffer));
+                places.push(place);
+            }
+            Err(error) => error.write_unraisable(objects.py(), None),
+        }
+    }
+    mount.count_refused(count - batch.len());
+    let is_all = batch.len() == count;
+    (batch, (!is_all).then_some(places))
+}
+
 impl Mount {
+    fn count_refused(&self, count: usize) {
+        self.refused.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
     fn next_task(&self) -> u64 {
         self.next_task.fetch_add(1, Ordering::Relaxed)
     }

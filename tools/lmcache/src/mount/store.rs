@@ -3,25 +3,21 @@
 use pyo3::prelude::*;
 use saltern::{Class, StoreReport, Ticket};
 
-use super::Mount;
-use crate::memory::lend_memory_object;
+use super::{Mount, pair};
 
 /// A store that was submitted and not taken yet.
 pub(super) struct StoreTask {
     /// `None` when the engine was closed.
     ticket: Option<Ticket<StoreReport>>,
-    /// Whether a key of the task was no key.
+    /// Whether a key of the task was no key, or an object had no memory to store.
     has_refused: bool,
 }
 
 pub(super) fn submit(mount: &Mount, keys: &Bound<'_, PyAny>, objects: &Bound<'_, PyAny>) -> PyResult<u64> {
     let keys = mount.reader.read(keys)?;
-    let has_refused = !keys.refused.is_empty();
-    let mut batch = Vec::with_capacity(keys.keys.len());
-    let places = keys.places();
-    for (key, place) in keys.keys.into_iter().zip(places) {
-        batch.push((key, lend_memory_object(&objects.get_item(place)?, mount.store_padded, false)?));
-    }
+    let count = keys.count();
+    let (batch, _) = pair(mount, keys, objects, mount.store_padded, false);
+    let has_refused = batch.len() < count;
     let task = mount.next_task();
     // Held from before the submit: a task that completes at once is found by whoever hears of it.
     let mut stores = mount.stores.lock();

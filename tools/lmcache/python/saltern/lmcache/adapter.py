@@ -61,6 +61,7 @@ class SalternL2Adapter(L2AdapterInterface):
         if not isinstance(config, SalternL2AdapterConfig):
             config = SalternL2AdapterConfig.from_dict(config)
         super().__init__(max_capacity_bytes=config.max_capacity_bytes)
+        self._host_evicts = config.host_evicts
         arena, align_bytes = None, 0
         if l1_memory_desc is not None:
             align_bytes = l1_memory_desc.align_bytes
@@ -73,6 +74,11 @@ class SalternL2Adapter(L2AdapterInterface):
         # The daemon's event bus is a listener like others, where there is one: without it nobody pays for its keys.
         if self._event_bus.enabled:
             self._mount.subscribe(self._tell_bus)
+
+    @property
+    def supports_global_eviction(self) -> bool:
+        """Whether the daemon may evict by this adapter's usage: it has a capacity, and does not evict by itself."""
+        return self._max_capacity_bytes > 0 and self._host_evicts
 
     # Event descriptors
 
@@ -191,7 +197,8 @@ class SalternL2Adapter(L2AdapterInterface):
 
     def report_status(self) -> dict:
         try:
-            return {"type": "saltern", **json.loads(self._mount.status_json())}
+            status = json.loads(self._mount.status_json())
+            return {"type": "saltern", "refused_keys": self._mount.refused(), **status}
         except Closed:
             return {"type": "saltern", "is_healthy": False, "problems": ["the adapter is closed"]}
 
