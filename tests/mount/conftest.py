@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 import pytest
+from cli import Cli
 from daemon import Arena, Driver
 from saltern.lmcache import SalternL2Adapter
 
@@ -22,6 +23,14 @@ def directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(dir=SCRATCH))
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """LMCache's command line."""
+    cli = Cli(tmp_path_factory.mktemp("cli"))
+    yield cli
+    cli.close()
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +94,22 @@ def test_a_key_that_is_no_key_harms_only_itself(open_adapter) -> None:
     assert indices(driver.load(keys, [driver.arena.slot(4096) for _ in keys])) == [1]
     driver.adapter.delete(keys)
     assert indices(driver.lookup(keys)) == []
+    assert driver.adapter.report_status()["refused_keys"] > 0
+
+
+def test_an_object_without_memory_harms_only_itself(open_adapter, monkeypatch) -> None:
+    """The thread of the daemon that submits ends for good when a submit raises."""
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
+    driver = open_adapter()
+    keys = [key(number) for number in range(3)]
+    good = [driver.arena.filled(number, 4096) for number in range(3)]
+    assert not driver.store(keys, [good[0], None, good[2]]).is_successful()
+    assert indices(driver.lookup(keys)) == [0, 2]
+    assert indices(driver.load(keys, [object(), good[1], good[2]])) == [2]
+    # Fewer objects than keys.
+    assert indices(driver.load(keys, good[:1])) == [0]
+    assert len(told) == 4 and driver.adapter.report_status()["refused_keys"] == 4
 
 
 def test_a_store_of_what_is_there_adds_nothing(open_adapter) -> None:
@@ -305,6 +323,14 @@ def test_a_directory_has_one_owner(open_adapter, directory) -> None:
         ({"base_path": "a", "layout": "zip"}, "layout"),
         ({"base_path": "a", "discovery": "ask"}, "discovery"),
         ({"base_path": "a", "eviction_mode": "engin"}, "engin"),
+        ({"base_path": "a", "eviction_mode": "engine"}, "capacity"),
+        ({"base_path": "a", "eviction_policy": "lru"}, "eviction_policy"),
+        ({"base_path": "a", "max_capacity_gb": 1, "eviction_mode": "engine", "eviction_policy": "random"}, "eviction_policy"),
+        ({"base_path": "a", "max_capacity_gb": 1, "eviction_mode": "engine", "eviction_watermark": 2}, "watermark"),
+        ({"base_path": "a", "max_capacity_gb": 1, "eviction_mode": "engine", "eviction_ratio": -1}, "ratio"),
+        ({"base_path": "a", "quotas_gb": {"t": -1}}, "quotas_gb"),
+        ({"base_path": "a", "quotas_gb": 3}, "quotas_gb"),
+        ({"base_path": "a", "default_quota_gb": "x"}, "default_quota_gb"),
         ({"base_path": "a", "max_capacity_gb": -1}, "max_capacity_gb"),
         ({"base_path": "a", "store_deadline_s": -1}, "store_deadline_s"),
         ({"base_path": "a", "shards": 0}, "shards"),
@@ -327,3 +353,91 @@ def test_options_are_described() -> None:
     text = SalternL2AdapterConfig.help()
     for option in ("base_path", "layout", "max_capacity_gb", "durability", "integrity", "shards", "spare_gb"):
         assert option in text
+
+
+def test_every_option_is_described_and_taken(directory) -> None:
+    options = {
+        "layout": "fs3",
+        "max_capacity_gb": 1,
+        "eviction_mode": "engine",
+        "eviction_policy": "arc",
+        "eviction_watermark": 0.7,
+        "eviction_ratio": 0.2,
+        "quotas_gb": {"t": 0.5},
+        "default_quota_gb": 0.25,
+        "durability": "data",
+        "integrity": "verify",
+        "direct_io": "off",
+        "store_padded": True,
+        "shards": 2,
+        "pin_shards": False,
+        "depth": 32,
+        "segment_kb": 512,
+        "pool_mb": 32,
+        "spare_gb": 0.5,
+        "min_free_gb": 0.1,
+        "max_object_mb": 32,
+        "max_queued_objects": 1000,
+        "open_files": 100,
+        "store_deadline_s": 20,
+        "load_deadline_s": 5,
+        "lookup_deadline_s": 1,
+        "pin_lease_s": 30,
+        "lock_wait_s": 1,
+        "discovery": "scan",
+        "absent_ttl_s": 0.5,
+        "persist_enabled": False,
+        "io_priority": "off",
+        "write_zeroes": True,
+        "scan_threads": 1,
+        "snapshot_interval_s": 60,
+        "status_socket": False,
+    }
+    readme = (Path(__file__).parents[2] / "tools" / "lmcache" / "README.md").read_text()
+    for option in options:
+        assert f"`{option}`" in readme, option
+    adapter = SalternL2Adapter({"base_path": str(directory), **options})
+    status = adapter.report_status()
+    adapter.close()
+    assert (status["durability"], status["integrity"], len(status["shards"])) == ("data", "verify", 2)
+    assert status["volume"]["direct_io"] is False
+
+
+def test_the_engine_evicts_where_it_is_asked_to(open_adapter) -> None:
+    """Stores go on past the capacity, listeners and usage follow, and the daemon is told to leave eviction alone."""
+    size = 65536
+    driver = open_adapter(
+        max_capacity_gb=20 * size / 1024**3,
+        eviction_mode="engine",
+        eviction_policy="lru",
+        eviction_watermark=1.0,
+        eviction_ratio=0.1,
+    )
+    assert not driver.adapter.supports_global_eviction
+    recorder = Recorder()
+    driver.adapter.register_listener(recorder)
+    pinned = driver.store_numbers([0], size)
+    assert driver.lookup(pinned).popcount() == 1
+    for number in range(1, 60):
+        driver.store_numbers([number], size)
+    # Returns when listeners have heard everything that was before it.
+    driver.adapter.delete([key(1000)])
+    usage = driver.adapter.get_usage()
+    assert usage.total_bytes_used == sum(recorder.present.values()) <= usage.total_capacity_bytes == 20 * size
+    assert key(59) in recorder.present and key(1) not in recorder.present
+    assert pinned[0] in recorder.present, "what is pinned stays"
+    assert driver.adapter.report_status()["counters"]["evictions"] >= 39
+
+
+def test_quotas_of_the_engine_outlive_it(open_adapter) -> None:
+    size = 65536
+    options = {"max_capacity_gb": 1, "quotas_gb": {"small": 4 * size / 1024**3}, "default_quota_gb": 8 * size / 1024**3}
+    driver = open_adapter(**options)
+    keys = [key(number, salt="small") for number in range(6)]
+    assert not driver.store(keys, [driver.arena.filled(number, size) for number in range(6)]).is_successful()
+    driver.store_numbers(range(6), size, salt="other")
+    assert dict(driver.adapter.get_usage().bytes_by_cache_salt) == {"small": 4 * size, "other": 6 * size}
+    driver.adapter.close()
+    again = open_adapter(max_capacity_gb=1)
+    assert not again.store([key(9, salt="small")], [again.arena.filled(9, size)]).is_successful()
+    again.store_numbers(range(6, 12), size, salt="other")

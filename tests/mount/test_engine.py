@@ -161,9 +161,10 @@ def test_other_threads_run_while_one_waits(engine) -> None:
 
 def test_memory_in_use_is_kept_alive(engine) -> None:
     keys = keys_of(50)
-    for key in keys:
+    for number, key in enumerate(keys):
         engine.store_many([key], [bytearray(b"z" * 70_000)])
-        gc.collect()
+        if number % 10 == 0:
+            gc.collect()
     assert all(bytes(engine.load(key)) == b"z" * 70_000 for key in keys)
 
 
@@ -179,3 +180,20 @@ def test_an_interpreter_that_ends_without_close_ends(directory) -> None:
             [sys.executable, "-c", program, str(directory / "objects")], capture_output=True, text=True, timeout=60
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "[4]\n", "")
+
+
+def test_quotas_are_set_and_kept(directory) -> None:
+    with saltern.Engine(directory / "objects") as engine:
+        assert engine.set_quota("tenant", 10_000) is None
+        assert engine.set_quota("tenant", 5000) == 10_000
+        assert engine.quotas() == {"tenant": 5000}
+        [key, other] = keys_of(2, "tenant")
+        engine.store(key, bytes(4000))
+        with pytest.raises(saltern.OverQuota):
+            engine.store(other, bytes(4000))
+        with pytest.raises(saltern.InvalidKey):
+            engine.set_quota("a/b", 1)
+    with saltern.Engine(directory / "objects") as engine:
+        assert engine.quotas() == {"tenant": 5000}
+        assert engine.set_quota("tenant", None) == 5000
+        assert engine.store(other, bytes(4000)) == 4000

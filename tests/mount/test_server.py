@@ -8,13 +8,13 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 import saltern
+from cli import Cli
 
 PATIENCE_S = 120
 
@@ -31,7 +31,10 @@ def free_port() -> int:
 class Server:
     """The daemon in a process of its own, on loopback."""
 
-    def __init__(self, directory: Path, *, capacity_gb: float = 1, eviction: dict[str, object] | None = None) -> None:
+    def __init__(
+        self, cli: Cli, directory: Path, *, capacity_gb: float = 1, eviction: dict[str, object] | None = None
+    ) -> None:
+        self.cli = cli
         self.log = directory / "server.log"
         self.rpc = f"tcp://127.0.0.1:{free_port()}"
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -78,16 +81,13 @@ class Server:
         return adapter
 
     def clear_l1(self) -> None:
-        subprocess.run(["lmcache", "kvcache", "clear", "--url", self.url], check=True, capture_output=True, timeout=PATIENCE_S)
+        self.cli.check("kvcache", "clear", "--url", self.url)
 
     def bench(self, start: int, end: int, salt: str = "") -> Bench:
-        program = [sys.executable, str(Path(__file__).with_name("salted_bench.py")), salt]
-        program += ["bench", "server", "--rpc-url", self.rpc, "--url", self.url, "--mode", "cpu"]
+        program = ["bench", "server", "--rpc-url", self.rpc, "--url", self.url, "--mode", "cpu"]
         program += ["--transfer-mode", "lmcache_driven", "--num-tokens", "512", "--kvcache-shape-spec", SHAPE]
         program += ["--start", str(start), "--end", str(end), "--interval", "0.1"]
-        done = subprocess.run(program, capture_output=True, text=True, timeout=PATIENCE_S)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return Bench(done.stdout + done.stderr)
+        return Bench(self.cli.check(*program, salt=salt))
 
     def stop(self, by: signal.Signals) -> None:
         self.process.send_signal(by)
@@ -126,11 +126,11 @@ def eventually(ask):
 
 
 @pytest.fixture
-def start(directory):
+def start(cli, directory):
     servers = []
 
     def starter(**options) -> Server:
-        servers.append(Server(directory, **options))
+        servers.append(Server(cli, directory, **options))
         return servers[-1]
 
     yield starter
