@@ -37,7 +37,8 @@ def mypy(directory, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_stubs_are_those_of_the_module(directory) -> None:
-    done = mypy(directory, "mypy.stubtest", "saltern._saltern")
+    # That a class of C cannot be a base beside another is no news to whoever writes Python.
+    done = mypy(directory, "mypy.stubtest", "--ignore-disjoint-bases", "saltern._saltern")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

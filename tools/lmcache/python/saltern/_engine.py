@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import json
 import os
 import weakref
@@ -113,7 +114,7 @@ class Engine(_saltern.Engine):
         """
         return super().store(key, data)
 
-    def store_many(self, keys: Sequence[Key], buffers: Sequence[BytesLike]) -> list[int | SalternError]:
+    def store_many(self, keys: Sequence[Key], buffers: Sequence[BytesLike]) -> builtins.list[int | SalternError]:
         """Stores objects in parallel.
 
         Returns:
@@ -133,7 +134,7 @@ class Engine(_saltern.Engine):
         """
         return super().load(key, into)
 
-    def load_many(self, keys: Sequence[Key], buffers: Sequence[BytesLike]) -> list[int | SalternError]:
+    def load_many(self, keys: Sequence[Key], buffers: Sequence[BytesLike]) -> builtins.list[int | SalternError]:
         """Loads objects in parallel, each into the buffer in its place.
 
         Returns:
@@ -141,7 +142,7 @@ class Engine(_saltern.Engine):
         """
         return super().load_many(keys, buffers)
 
-    def lookup(self, keys: Sequence[Key], *, pin: bool = False) -> list[int | None]:
+    def lookup(self, keys: Sequence[Key], *, pin: bool = False) -> builtins.list[int | None]:
         """Looks keys up, in memory.
 
         Args:
@@ -156,7 +157,7 @@ class Engine(_saltern.Engine):
         """Releases one pin of each key; returns how many pins were released."""
         return super().unpin(keys)
 
-    def delete(self, keys: Sequence[Key]) -> list[int | SalternError]:
+    def delete(self, keys: Sequence[Key]) -> builtins.list[int | SalternError]:
         """Deletes objects. What is pinned or being loaded stays.
 
         Returns:

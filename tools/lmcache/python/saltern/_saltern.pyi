@@ -1,6 +1,28 @@
 """Types of the native module."""
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Sequence, final
+
+__all__ = [
+    "Closed",
+    "ConfigError",
+    "Connector",
+    "Engine",
+    "Full",
+    "InvalidKey",
+    "IoError",
+    "Key",
+    "Mount",
+    "NotFound",
+    "OverQuota",
+    "Pinned",
+    "SalternError",
+    "TimedOut",
+    "TooLarge",
+    "VolumeOwned",
+    "WrongSize",
+    "__version__",
+    "check_options",
+]
 
 __version__: str
 
@@ -20,15 +42,16 @@ class VolumeOwned(SalternError): ...
 class IoError(SalternError):
     errno: int
 
+@final
 class Key:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         model_name: str,
         chunk_hash: bytes,
         kv_rank: int = 0,
         object_group_id: int = 0,
         cache_salt: str = "",
-    ) -> None: ...
+    ) -> "Key": ...
     @property
     def model_name(self) -> str: ...
     @property
@@ -59,6 +82,7 @@ class Engine:
     ) -> tuple[list[tuple[Key, int]], int | None]: ...
     def close(self) -> None: ...
 
+@final
 class Mount:
     def __new__(
         cls,
@@ -79,7 +103,7 @@ class Mount:
     def usage(self) -> tuple[int, int, dict[str, int]]: ...
     def status_json(self) -> str: ...
     def refused(self) -> int: ...
-    def list(
+    def list_page(
         self, model_name: str | None, page_size: int, cursor: int
     ) -> tuple[list[tuple[Any, int]], int | None]: ...
     def subscribe(self, callback: Callable[[str, list[Any], list[int]], None]) -> None: ...

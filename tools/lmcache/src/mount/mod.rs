@@ -164,7 +164,7 @@ impl Mount {
 
     /// A page of objects, as keys and sizes, and where the next begins.
     #[pyo3(signature = (model_name, page_size, cursor))]
-    fn list<'py>(
+    fn list_page<'py>(
         &self,
         py: Python<'py>,
         model_name: Option<&str>,

@@ -191,7 +191,7 @@ class SalternL2Adapter(L2AdapterInterface):
             raise ValueError(f"page_size must be positive (got {page_size})")
         if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 20):
             raise ValueError(f"malformed cursor {cursor!r}")
-        objects, following = self._mount.list(model_name, min(page_size, PAGE_SIZE_MAX), int(cursor or 0))
+        objects, following = self._mount.list_page(model_name, min(page_size, PAGE_SIZE_MAX), int(cursor or 0))
         entries = tuple(KeyEntry(key=key.to_encoded_object_key(), size_bytes=size) for key, size in objects)
         return KeyListPage(entries=entries, next_page_token=None if following is None else str(following))
 
