@@ -328,6 +328,9 @@ def test_a_directory_has_one_owner(open_adapter, directory) -> None:
         ({"base_path": "a", "max_capacity_gb": 1, "eviction_mode": "engine", "eviction_policy": "random"}, "eviction_policy"),
         ({"base_path": "a", "max_capacity_gb": 1, "eviction_mode": "engine", "eviction_watermark": 2}, "watermark"),
         ({"base_path": "a", "max_capacity_gb": 1, "eviction_mode": "engine", "eviction_ratio": -1}, "ratio"),
+        ({"base_path": "a", "admission": "some"}, "admission"),
+        ({"base_path": "a", "admission_uses": 3}, "admission_uses"),
+        ({"base_path": "a", "admission": "frequent", "admission_uses": 1}, "admission"),
         ({"base_path": "a", "quotas_gb": {"t": -1}}, "quotas_gb"),
         ({"base_path": "a", "quotas_gb": 3}, "quotas_gb"),
         ({"base_path": "a", "default_quota_gb": "x"}, "default_quota_gb"),
@@ -365,6 +368,9 @@ def test_every_option_is_described_and_taken(directory) -> None:
         "eviction_ratio": 0.2,
         "quotas_gb": {"t": 0.5},
         "default_quota_gb": 0.25,
+        "admission": "frequent",
+        "admission_uses": 3,
+        "admission_window": 4096,
         "durability": "data",
         "integrity": "verify",
         "direct_io": "off",
@@ -441,3 +447,12 @@ def test_quotas_of_the_engine_outlive_it(open_adapter) -> None:
     again = open_adapter(max_capacity_gb=1)
     assert not again.store([key(9, salt="small")], [again.arena.filled(9, size)]).is_successful()
     again.store_numbers(range(6, 12), size, salt="other")
+
+
+def test_what_is_offered_once_is_not_written_where_that_is_asked_for(open_adapter) -> None:
+    driver = open_adapter(admission="frequent", admission_uses=2)
+    one, slot = key(1), driver.arena.filled(1, 65536)
+    assert not driver.store([one], [slot]).is_successful()
+    assert driver.adapter.get_usage().total_bytes_used == 0
+    assert driver.store([one], [slot]).is_successful()
+    driver.check_numbers([1], 65536)

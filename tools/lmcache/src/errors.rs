@@ -16,6 +16,7 @@ create_exception!(
 create_exception!(saltern, NotFound, SalternError, "There is no such object (a miss).");
 create_exception!(saltern, Full, SalternError, "The object does not fit: delete or evict, then try again.");
 create_exception!(saltern, OverQuota, Full, "The object does not fit into the quota of its salt.");
+create_exception!(saltern, NotAdmitted, SalternError, "The object was not used often enough of late to be written.");
 create_exception!(saltern, TooLarge, SalternError, "The object is larger than max_object_mb; it will never fit.");
 create_exception!(saltern, Pinned, SalternError, "The object is in use and was not deleted.");
 create_exception!(saltern, WrongSize, SalternError, "The buffer does not fit the object; nothing was written into it.");
@@ -38,6 +39,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NotFound", py.get_type::<NotFound>())?;
     module.add("Full", py.get_type::<Full>())?;
     module.add("OverQuota", py.get_type::<OverQuota>())?;
+    module.add("NotAdmitted", py.get_type::<NotAdmitted>())?;
     module.add("TooLarge", py.get_type::<TooLarge>())?;
     module.add("Pinned", py.get_type::<Pinned>())?;
     module.add("WrongSize", py.get_type::<WrongSize>())?;
@@ -58,6 +60,7 @@ pub(crate) fn raise(error: &Error) -> PyErr {
         Error::NotFound => NotFound::new_err(text),
         Error::Full { .. } | Error::QueueFull { .. } | Error::PoolExhausted { .. } => Full::new_err(text),
         Error::OverQuota { .. } => OverQuota::new_err(text),
+        Error::NotAdmitted { .. } => NotAdmitted::new_err(text),
         Error::TooLarge { .. } => TooLarge::new_err(text),
         Error::Pinned { .. } => Pinned::new_err(text),
         Error::WrongSize { .. } => WrongSize::new_err(text),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use saltern::eviction::PolicyKind;
 use saltern::layout::Layout;
-use saltern::{Config, DirectIo, Discovery, Durability, Eviction, Integrity, IoPriority};
+use saltern::{Admission, Config, DirectIo, Discovery, Durability, Eviction, Integrity, IoPriority};
 use serde::Deserialize;
 
 const KIB: f64 = 1024.0;
@@ -26,6 +26,17 @@ pub(crate) enum EvictionMode {
     Engine,
 }
 
+/// Which of the objects that are offered are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum AdmissionMode {
+    /// All that fit.
+    #[default]
+    All,
+    /// Those that were asked for, or offered, several times of late.
+    Frequent,
+}
+
 /// The options, named as `README.md` describes them. Sizes are in powers of 1024, as LMCache's are.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,6 +52,10 @@ pub(crate) struct Options {
     eviction_watermark: Option<f64>,
     eviction_ratio: Option<f64>,
     default_quota_gb: Option<f64>,
+    #[serde(default)]
+    admission: AdmissionMode,
+    admission_uses: Option<u8>,
+    admission_window: Option<u64>,
     /// By salt; kept in the directory, as [`saltern::Engine::set_quota`] says.
     #[serde(default)]
     quotas_gb: BTreeMap<String, f64>,
@@ -130,6 +145,25 @@ impl Options {
         Ok(eviction)
     }
 
+    fn admission(&self) -> Result<Admission, String> {
+        if self.admission == AdmissionMode::All {
+            let given = [
+                ("admission_uses", self.admission_uses.is_some()),
+                ("admission_window", self.admission_window.is_some()),
+            ];
+            return match given.iter().find(|(_, is_given)| *is_given) {
+                Some((option, _)) => Err(format!("{option}: only with admission frequent")),
+                None => Ok(Admission::All),
+            };
+        }
+        let mut admission = Admission::frequent();
+        if let Admission::Frequent { uses, window } = &mut admission {
+            set(uses, self.admission_uses);
+            set(window, self.admission_window);
+        }
+        Ok(admission)
+    }
+
     /// The configuration of an engine. Its own limits are checked when it opens.
     pub(crate) fn config(&self) -> Result<Config, String> {
         let mut config = Config::new(self.directory()?);
@@ -152,6 +186,7 @@ impl Options {
         let capacity = bytes("max_capacity_gb", self.max_capacity_gb, GIB)?;
         config.capacity_bytes = (capacity > 0).then_some(capacity);
         config.eviction = self.eviction()?;
+        config.admission = self.admission()?;
         if let Some(gb) = self.default_quota_gb {
             config.default_quota_bytes = Some(bytes("default_quota_gb", gb, GIB)?);
         }

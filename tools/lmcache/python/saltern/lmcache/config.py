@@ -43,6 +43,8 @@ class SalternL2AdapterConfig(L2AdapterConfigBase):
             "- eviction_watermark, eviction_ratio (float): with engine: from which share of the capacity it evicts, and how\n"
             "  much of the capacity below that (defaults 0.9, 0.1)\n"
             "- quotas_gb (dict): most bytes by salt, kept in the directory; default_quota_gb (float): of all other salts\n"
+            "- admission (str): all (default), frequent: only what was looked up or offered admission_uses (int, 2) times\n"
+            "  within admission_window (int, 1048576) keys\n"
             "- durability (str): none (default), data, full\n"
             "- integrity (str): off, store (default), verify\n"
             "- direct_io (str): auto (default), off\n"
