@@ -85,10 +85,10 @@ impl Volume {
         let first = status.shards.first();
         Self {
             dir: parent.display().to_string(),
-            fs: status.volume.file_system.clone(),
-            direct_io: status.volume.direct_io,
-            memory_align_bytes: status.volume.memory_align_bytes,
-            offset_align_bytes: status.volume.offset_align_bytes,
+            fs: status.volumes[0].medium.file_system.clone(),
+            direct_io: status.volumes[0].medium.direct_io,
+            memory_align_bytes: status.volumes[0].medium.memory_align_bytes,
+            offset_align_bytes: status.volumes[0].medium.offset_align_bytes,
             fixed_buffers: first.map_or_else(String::new, |shard| shard.fixed_buffers.to_owned()),
             durability: status.durability,
             integrity: status.integrity,

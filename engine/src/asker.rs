@@ -64,11 +64,11 @@ impl Asker {
 fn look_up(core: &Core, key: &ObjectKey, name: &str) -> Result<()> {
     let hash = hash_of(key);
     // Looked at before the key is resolved: what is nowhere leaves no trace in index and ledger, whatever its salt.
-    if !core.index.is_hint(key) && core.look(name)?.is_none() && !core.latent.contains(hash) {
+    if !core.index.is_hint(key) && core.look(name)?.is_none() && core.latent.peek(hash).is_none() {
         core.absent.remember(hash);
         return Ok(());
     }
-    core.ask_disk(&core.index.keyed(key, &core.ledger), name)
+    core.ask_disk(&core.index.keyed(key, core.ledger()), name)
 }
 
 fn serve(core: &Core, receiver: &Receiver<Ask>) {

@@ -22,6 +22,9 @@ pub const DEPTH_RANGE: (usize, usize) = (8, 4096);
 /// Most shards of one engine.
 pub const SHARDS_MAX: usize = 64;
 
+/// Most volumes of one engine: each has at least one shard.
+pub const VOLUMES_MAX: usize = SHARDS_MAX;
+
 /// What a store waits for before it is acknowledged, and so what an acknowledged object survives.
 ///
 /// | | process killed | kernel crash or power cut |
@@ -154,17 +157,27 @@ impl Eviction {
 pub struct Config {
     /// The volume's directory; created (0700) where it does not exist.
     pub dir: PathBuf,
+    /// Further volumes: a directory each, best on a device of its own. Each key has its home on one of them all, whatever their order;
+    /// when one is added, what is there is still found, and only its share of what comes goes there. Default: none.
+    pub more_dirs: Vec<PathBuf>,
+    /// Whether every volume has to open. If not, the engine goes on without those that cannot, and `status` names them; a directory
+    /// whose file system is not mounted opens all the same, and is empty. Default true.
+    pub require_volumes: bool,
     /// How keys become file names. Default: LMCache 0.5.6's `fs` layout.
     pub layout: Layout,
-    /// Most bytes of objects, counting what is on disk from earlier runs. Default: no limit.
+    /// Most bytes of objects on all volumes together, counting what is on disk from earlier runs. Default: no limit.
     pub capacity_bytes: Option<u64>,
+    /// Most bytes of objects on each volume. What does not fit on a key's own volume goes to the next that has room. Default: no
+    /// limit but `capacity_bytes` and what the file systems hold.
+    pub volume_capacity_bytes: Option<u64>,
     /// Who decides what goes when room is needed. Default: the host, by deleting.
     pub eviction: Eviction,
     /// Which of the objects that are offered are written. Default: all that fit.
     pub admission: Admission,
     /// Most bytes of objects of a salt that has no quota of its own ([`crate::Engine::set_quota`]). Default: no limit.
     pub default_quota_bytes: Option<u64>,
-    /// Threads with a ring each; a key belongs to one of them. Default 1.
+    /// Threads with a ring each, divided among the volumes, of which each gets at least one (fewer are rounded up); a key belongs to one
+    /// of them. Default 1.
     pub shards: usize,
     /// Pin each shard's thread to one of the CPUs that the process may use. Default true.
     pub pin_shards: bool,
@@ -200,10 +213,10 @@ pub struct Config {
     /// Whether payloads have checksums. Default [`Integrity::Store`].
     pub integrity: Integrity,
     /// Most bytes of spares: files of deleted objects, kept to be overwritten in place, which is much cheaper than making new
-    /// ones. They are disk space beside the capacity. 0 turns recycling off. Default 1 GiB.
+    /// ones; on each volume. They are disk space beside the capacity. 0 turns recycling off. Default 1 GiB.
     pub spare_bytes: u64,
     /// Bytes of the file system that stay free: below, spares are given back first, then stores are refused as `Full`.
-    /// Default: a hundredth of the file system, at most 1 GiB.
+    /// Of each volume's. Default: a hundredth of the file system, at most 1 GiB.
     pub min_free_bytes: Option<u64>,
     /// Whether the device's I/O scheduler is told that loads go before stores. Default [`IoPriority::Auto`].
     pub io_priority: IoPriority,
@@ -241,7 +254,7 @@ pub struct Config {
     #[doc(hidden)]
     #[serde(skip)]
     pub boot_id: Option<String>,
-    /// Threads that scan the directory at open. Default 2.
+    /// Threads that scan a directory at open, of each volume; all volumes are scanned side by side. Default 2.
     pub scan_threads: usize,
     /// How long open waits for the I/O of a dead owner to end before it gives up. Default 10 s.
     pub lock_wait: Duration,
@@ -252,8 +265,11 @@ impl Config {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
+            more_dirs: Vec::new(),
+            require_volumes: true,
             layout: Layout::Fs,
             capacity_bytes: None,
+            volume_capacity_bytes: None,
             eviction: Eviction::Host,
             admission: Admission::All,
             default_quota_bytes: None,
@@ -292,9 +308,35 @@ impl Config {
         }
     }
 
+    /// The defaults, for a volume in each of these directories: one shard each, and a pool that has room for them.
+    ///
+    /// ```
+    /// let config = saltern::Config::over(["/mnt/nvme0/kv", "/mnt/nvme1/kv"]);
+    /// assert_eq!((config.dirs().count(), config.shard_count()), (2, 2));
+    /// ```
+    pub fn over<D: Into<PathBuf>>(dirs: impl IntoIterator<Item = D>) -> Self {
+        let mut dirs = dirs.into_iter().map(Into::into);
+        // Without any, `validate` says so.
+        let mut config = Self::new(dirs.next().unwrap_or_default());
+        config.more_dirs = dirs.collect();
+        config.shards = config.shard_count();
+        config.pool_bytes = config.pool_bytes.max(2 * config.bounce_bytes());
+        config
+    }
+
+    /// The directories of all volumes.
+    pub fn dirs(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.dir).chain(&self.more_dirs)
+    }
+
+    /// Shards that the engine has: `shards`, and at least one for each volume.
+    pub fn shard_count(&self) -> usize {
+        self.shards.max(1 + self.more_dirs.len())
+    }
+
     /// Bytes of the pool that the shards keep as bounce buffers: the least that `pool_bytes` can be.
     pub fn bounce_bytes(&self) -> usize {
-        self.shards * BOUNCE_BUFFERS * self.segment_bytes
+        self.shard_count() * BOUNCE_BUFFERS * self.segment_bytes
     }
 
     /// Checks every value.
@@ -307,6 +349,7 @@ impl Config {
         if self.shards == 0 || self.shards > SHARDS_MAX {
             return fail("shards", format!("{} is not in 1..={SHARDS_MAX}", self.shards));
         }
+        self.validate_volumes()?;
         let (depth_min, depth_max) = DEPTH_RANGE;
         if self.depth < depth_min || self.depth > depth_max {
             return fail("depth", format!("{} is not in {depth_min}..={depth_max}", self.depth));
@@ -317,7 +360,8 @@ impl Config {
         }
         if self.pool_bytes < self.bounce_bytes() {
             let least = self.bounce_bytes();
-            return fail("pool_bytes", format!("{} shards of this segment size need at least {least}", self.shards));
+            let shards = self.shard_count();
+            return fail("pool_bytes", format!("{shards} shards of this segment size need at least {least}"));
         }
         if self.max_object_bytes > u32::MAX as u64 {
             return fail("max_object_bytes", format!("at most {} is possible", u32::MAX));
@@ -329,6 +373,23 @@ impl Config {
         self.admission.validate()?;
         if self.scan_threads == 0 {
             return fail("scan_threads", "has to be at least 1".into());
+        }
+        Ok(())
+    }
+
+    fn validate_volumes(&self) -> Result<()> {
+        let fail = |option, reason: String| Err(Error::Config { option, reason });
+        let dirs: Vec<_> = self.dirs().collect();
+        if dirs.iter().any(|dir| dir.as_os_str().is_empty()) {
+            return fail("dir", "an empty path is no directory".into());
+        }
+        if dirs.len() > VOLUMES_MAX {
+            return fail("more_dirs", format!("{} volumes, at most {VOLUMES_MAX} are possible", dirs.len()));
+        }
+        for (at, dir) in dirs.iter().enumerate() {
+            if dirs[..at].contains(dir) {
+                return fail("more_dirs", format!("{} is named twice", dir.display()));
+            }
         }
         Ok(())
     }

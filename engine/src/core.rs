@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use crossbeam::sync::WaitGroup;
 use crossbeam::utils::CachePadded;
 use parking_lot::Mutex;
 
@@ -11,11 +12,10 @@ use crate::admission::Filter;
 use crate::completion::CompletionFds;
 use crate::config::Config;
 use crate::counts::Counts;
-use crate::discover::{Discover, Look};
+use crate::discover::{Discover, Found, Seen};
 use crate::error::{Error, Result};
 use crate::events::Hub;
-use crate::index::{Index, Keyed};
-use crate::integrity::Integrity;
+use crate::index::{Held, Index, Keyed};
 use crate::keep;
 use crate::latent::Latent;
 use crate::ledger::{Ledger, NoRoom, Refusal};
@@ -24,17 +24,18 @@ use crate::quotas::Kept;
 use crate::ring::BufferRegistry;
 use crate::room::Room;
 use crate::scan::Recovery;
-use crate::shard::{Command, Mailbox, StoreOp};
+use crate::shard::{Command, Mailbox, StoreOp, TwinOp};
 use crate::status::ShardStatus;
-use crate::volume::Volume;
+use crate::volume::{Losses, Volumes};
 use crate::watch::{Distributions, LookupWatch, ShardWatch};
 
 /// Shared by callers, shards, scan and helpers.
 pub(crate) struct Core {
     pub(crate) config: Config,
-    pub(crate) volume: Volume,
+    pub(crate) volumes: Volumes,
+    /// Those who wait for a volume to be lost.
+    pub(crate) losses: Losses,
     pub(crate) index: Arc<Index>,
-    pub(crate) ledger: Ledger,
     /// What is counted, but not in the index.
     pub(crate) latent: Latent,
     /// What lookups have found not to be on disk.
@@ -57,15 +58,6 @@ pub(crate) struct Core {
     /// By shard.
     pub(crate) watches: Vec<CachePadded<ShardWatch>>,
     pub(crate) lookup_watch: LookupWatch,
-    /// As configured, or off where the file system has no user attributes.
-    pub(crate) integrity: Integrity,
-    /// Spares of an earlier run, for the shards to take over.
-    pub(crate) old_spares: Mutex<Vec<(String, u64)>>,
-    /// What the spares of all shards amount to.
-    pub(crate) spare_bytes: AtomicU64,
-    pub(crate) spare_count: AtomicU64,
-    /// Bytes of the file system that stay free.
-    pub(crate) min_free_bytes: u64,
     pub(crate) closing: AtomicBool,
     pub(crate) failed: AtomicBool,
     /// Shards whose thread has ended, a bit each.
@@ -116,18 +108,40 @@ impl Core {
     pub(crate) fn apply_quotas(&self) {
         match self.quotas.get() {
             Ok(quotas) => {
-                self.ledger.set_default_quota(self.config.default_quota_bytes);
+                let ledger = self.ledger();
+                ledger.set_default_quota(self.config.default_quota_bytes);
                 for (salt, bytes) in quotas {
-                    self.ledger.set_quota(self.ledger.salt(&salt), Some(bytes));
+                    ledger.set_quota(ledger.salt(&salt), Some(bytes));
                 }
             }
             Err(error) => self.note(error.to_string()),
         }
     }
 
-    /// The shard that a key belongs to.
-    pub(crate) fn home(&self, keyed: &Keyed) -> usize {
-        keyed.home(self.mailboxes.len())
+    /// The books of all volumes: for salts, quotas and sums of all.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        self.volumes.ledger()
+    }
+
+    /// The shard that a key belongs to, by the name of its files: one of its home volume's. Shards are dealt to the volumes in turn.
+    pub(crate) fn home(&self, keyed: &Keyed, name: &str) -> usize {
+        let (shards, volumes) = (self.mailboxes.len(), self.volumes.len());
+        if volumes == 1 {
+            return keyed.home(shards);
+        }
+        let volume = self.volumes.home(name);
+        volume + volumes * keyed.home((shards - volume).div_ceil(volumes))
+    }
+
+    /// As [`Self::home`], for an object.
+    pub(crate) fn home_of_object(&self, keyed: &Keyed) -> usize {
+        if self.volumes.is_single() {
+            return keyed.home(self.mailboxes.len());
+        }
+        match self.config.layout.encode(&keyed.key) {
+            Ok(name) => self.home(keyed, &name),
+            Err(error) => unreachable!("an object has a name: {error}"),
+        }
     }
 
     /// Whether what the index lacks does not exist: the scan is complete, and nobody else writes to the directory.
@@ -137,31 +151,77 @@ impl Core {
 
     /// What discoveries are entered into.
     pub(crate) fn discover(&self) -> Discover<'_> {
-        Discover { index: &self.index, ledger: &self.ledger, latent: &self.latent, steps: &self.config.steps }
+        Discover { index: &self.index, volumes: &self.volumes, latent: &self.latent, steps: &self.config.steps }
     }
 
-    /// Asks the disk for an object that the index lacks, and enters it.
+    /// Asks the disks for an object that the index lacks, and enters it.
     pub(crate) fn ask_disk(&self, keyed: &Keyed, name: &str) -> Result<()> {
-        if self.discover().enter(keyed, || self.look(name))?.is_some() {
+        self.ask_disks(keyed, name, None)
+    }
+
+    /// As [`Self::ask_disk`]; where the object was counted on another volume than it is entered for, that one has a second file.
+    pub(crate) fn ask_disks(&self, keyed: &Keyed, name: &str, waiting: Option<&WaitGroup>) -> Result<()> {
+        let counted = self.latent.peek(keyed.hash()).or_else(|| self.index.hinted(keyed));
+        if let Found::New(_) = self.discover().enter(keyed, || self.look(name))? {
             self.suspect([keyed.salt]);
+        }
+        if let Some(counted) = counted
+            && self.index.present(keyed).is_some_and(|known| known.volume != counted.volume)
+        {
+            self.report_twin(keyed.clone(), name, counted.volume, waiting);
         }
         Ok(())
     }
 
-    /// Size and time of an object's file.
-    pub(crate) fn look(&self, name: &str) -> Result<Look> {
-        let stat = self.volume.stat(name).map_err(|errno| Error::io("statx", name, errno))?;
-        Ok(stat.map(|stat| (stat.bytes, stat.modified_ns)))
+    /// A volume has a file of a key that was known: its home shard decides which of them stays.
+    pub(crate) fn report_twin(&self, keyed: Keyed, name: &str, volume: usize, waiting: Option<&WaitGroup>) {
+        let home = self.home(&keyed, name);
+        let op = TwinOp { keyed, name: name.to_owned(), volume, _done: waiting.cloned() };
+        self.mailboxes[home].push(Command::Twin(op));
+        self.wake(home);
+    }
+
+    /// An object's file: on its home, or on the next volume that has one.
+    pub(crate) fn look(&self, name: &str) -> Result<Option<Seen>> {
+        let (mut passed, mut failed) = (0, None);
+        while let Some(volume) = self.volumes.place(name, passed) {
+            passed |= 1 << volume;
+            match self.volumes[volume].dir.stat(name) {
+                Ok(Some(stat)) => {
+                    let object = Held { bytes: stat.bytes, volume };
+                    return Ok(Some(Seen { object, modified_ns: stat.modified_ns }));
+                }
+                Ok(None) => {}
+                Err(errno) => {
+                    self.read_failed(volume, "statx", errno);
+                    failed.get_or_insert(Error::io("statx", name, errno));
+                }
+            }
+        }
+        failed.map_or(Ok(None), Err)
     }
 
     /// Hands the deferred stores to their shards.
     pub(crate) fn release_deferred(&self) {
         let deferred = std::mem::take(&mut *self.deferred.lock());
         for op in deferred {
-            let home = self.home(&op.keyed);
+            let home = self.home(&op.keyed, &op.name);
             self.mailboxes[home].push(Command::Store(op));
         }
-        self.mailboxes.iter().for_each(Mailbox::ring);
+        (0..self.mailboxes.len()).for_each(|shard| self.wake(shard));
+    }
+
+    /// Wakes a shard, or answers for it, if it has ended.
+    pub(crate) fn wake(&self, shard: usize) {
+        self.mailboxes[shard].ring();
+        if self.mailboxes[shard].is_dead() {
+            self.bury_all(shard);
+        }
+    }
+
+    /// Wakes the shards whose bits are set.
+    pub(crate) fn wake_all(&self, shards: u64) {
+        (0..self.mailboxes.len()).filter(|shard| shards & (1 << shard) != 0).for_each(|shard| self.wake(shard));
     }
 
     /// How long operations took.
@@ -176,16 +236,13 @@ impl Core {
         self.counts.lookup_misses.add((sizes.len() - hits) as u64);
     }
 
-    /// The error for an object that does not fit into the capacity, or on the disk.
-    pub(crate) fn full(&self, needed: u64, room: NoRoom) -> Error {
-        self.counts.stores_refused.add(1);
-        Error::Full { needed, free: room.free, capacity: room.capacity }
-    }
-
     /// The error for an object that the ledger has refused.
     pub(crate) fn refused(&self, needed: u64, refusal: Refusal) -> Error {
         match refusal {
-            Refusal::Capacity(room) => self.full(needed, room),
+            Refusal::Capacity(NoRoom { free, capacity }) | Refusal::Shared(NoRoom { free, capacity }) => {
+                self.counts.stores_refused.add(1);
+                Error::Full { needed, free, capacity }
+            }
             Refusal::Quota(room) => {
                 self.counts.stores_over_quota.add(1);
                 Error::OverQuota { needed, free: room.free, quota: room.capacity }

@@ -4,40 +4,57 @@
 //! ledger must have its bytes by then. What turns out to be known already is taken back.
 
 use crate::error::Result;
-use crate::index::{Entered, Epoch, Index, Keyed, Sight};
+use crate::index::{Entered, Epoch, Held, Index, Keyed, Sight};
 use crate::latent::Latent;
-use crate::ledger::{Deltas, Ledger};
+use crate::ledger::{Deltas, SaltId};
 use crate::steps::{Step, Steps};
+use crate::volume::Volumes;
 
-/// Size and time of a file, if it is there and a regular one.
-pub(crate) type Look = Option<(u64, u64)>;
+/// A file that is there, and a regular one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    pub(crate) object: Held,
+    pub(crate) modified_ns: u64,
+}
+
+/// What became of an object that was looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// It was neither in the index nor counted, and has so many bytes.
+    New(u64),
+    /// It was known, or somebody else has just entered it.
+    Known,
+    /// It is not there.
+    Nowhere,
+}
 
 /// What discoveries are entered into.
 #[derive(Clone, Copy)]
 pub(crate) struct Discover<'a> {
     pub(crate) index: &'a Index,
-    pub(crate) ledger: &'a Ledger,
+    pub(crate) volumes: &'a Volumes,
     pub(crate) latent: &'a Latent,
     pub(crate) steps: &'a Steps,
 }
 
 impl Discover<'_> {
-    /// Enters an object into the index, whatever happens to its key meanwhile, or settles what a snapshot says of it; gives its size
-    /// when it was neither there nor counted by a pass over the directory.
-    pub(crate) fn enter(&self, keyed: &Keyed, look: impl Fn() -> Result<Look>) -> Result<Option<u64>> {
-        let latent = self.latent.take(keyed.hash());
-        let insert = |bytes, used_ns, seen| self.index.insert_recovered(keyed, bytes, used_ns, seen);
-        let entered = self.settle(keyed, latent.unwrap_or(0), look, insert)?;
-        Ok(entered.filter(|_| latent.is_none()))
+    /// Enters an object into the index, whatever happens to its key meanwhile, or settles what a snapshot says of it.
+    pub(crate) fn enter(&self, keyed: &Keyed, look: impl Fn() -> Result<Option<Seen>>) -> Result<Found> {
+        let latent = self.latent.take(keyed.hash(), keyed.salt);
+        let insert = |seen: Seen, at| self.index.insert_recovered(keyed, seen.object, seen.modified_ns, at);
+        let found = self.settle(keyed, latent, look, insert)?;
+        Ok(if latent.is_some() && found != Found::Nowhere { Found::Known } else { found })
     }
 
-    /// Counts an object without entering it; gives its size when it was not there.
-    pub(crate) fn count(&self, keyed: &Keyed, look: impl Fn() -> Result<Look>) -> Result<Option<u64>> {
-        self.settle(keyed, 0, look, |bytes, used_ns, seen| {
-            let noted = self.index.if_absent(keyed, seen, || self.latent.insert(keyed.hash(), bytes));
-            match noted {
-                Ok(true) => Entered::New,
-                Ok(false) => self.index.insert_recovered(keyed, bytes, used_ns, seen),
+    /// Counts an object without entering it.
+    pub(crate) fn count(&self, keyed: &Keyed, look: impl Fn() -> Result<Option<Seen>>) -> Result<Found> {
+        self.settle(keyed, None, look, |seen, at| {
+            let note = || self.latent.insert(keyed.hash(), keyed.salt, seen.object);
+            match self.index.if_absent(keyed, seen.object.volume, at, note) {
+                Ok(Ok(())) => Entered::New,
+                // The same key on another volume.
+                Ok(Err(other)) if other.volume != seen.object.volume => Entered::Known,
+                Ok(Err(_)) => self.index.insert_recovered(keyed, seen.object, seen.modified_ns, at),
                 Err(entered) => entered,
             }
         })
@@ -48,14 +65,14 @@ impl Discover<'_> {
     fn settle(
         &self,
         keyed: &Keyed,
-        mut counted: u64,
-        look: impl Fn() -> Result<Look>,
-        insert: impl Fn(u64, u64, Epoch) -> Entered,
-    ) -> Result<Option<u64>> {
+        mut counted: Option<Held>,
+        look: impl Fn() -> Result<Option<Seen>>,
+        insert: impl Fn(Seen, Epoch) -> Entered,
+    ) -> Result<Found> {
         let outcome = loop {
             let sight = self.index.sight(keyed);
             if let Sight::Known = sight {
-                break Ok(None);
+                break Ok(Found::Known);
             }
             let found = match look() {
                 Ok(found) => found,
@@ -64,33 +81,50 @@ impl Discover<'_> {
             self.steps.at(Step::Looked, &keyed.key);
             let entered = match (sight, found) {
                 // What is counted for a hint changes under its partition's lock.
-                (Sight::Hinted(seen), _) => {
-                    self.index.settle_hint(keyed, found, seen, |from, to| self.recount(keyed, from, to))
+                (Sight::Hinted(at), _) => {
+                    self.index.settle_hint(keyed, found, at, |from, to| self.recount(keyed.salt, Some(from), to))
                 }
-                (Sight::Absent(seen), Some((bytes, used_ns))) => {
-                    self.recount(keyed, counted, bytes);
-                    counted = bytes;
-                    insert(bytes, used_ns, seen)
+                (Sight::Absent(at), Some(seen)) => {
+                    self.recount(keyed.salt, counted, Some(seen.object));
+                    counted = Some(seen.object);
+                    insert(seen, at)
                 }
-                (Sight::Absent(_) | Sight::Known, _) => break Ok(None),
+                (Sight::Absent(_) | Sight::Known, _) => break Ok(Found::Nowhere),
             };
             match entered {
-                Entered::New => return Ok(found.map(|(bytes, _)| bytes)),
-                Entered::Known | Entered::Gone => break Ok(None),
+                Entered::New => return Ok(found.map_or(Found::Nowhere, |seen| Found::New(seen.object.bytes))),
+                Entered::Known => break Ok(Found::Known),
+                Entered::Gone => break Ok(Found::Nowhere),
                 Entered::Stale => {}
             }
         };
         // It is not there, or whoever entered it has counted it.
-        self.recount(keyed, counted, 0);
+        self.recount(keyed.salt, counted, None);
         outcome
     }
 
-    fn recount(&self, keyed: &Keyed, from: u64, to: u64) {
-        if from != to {
+    fn recount(&self, salt: SaltId, from: Option<Held>, to: Option<Held>) {
+        if from == to {
+            return;
+        }
+        let apply = |volume: usize, enter: &dyn Fn(&mut Deltas)| {
             let mut deltas = Deltas::new();
-            deltas.recovered(keyed.salt, to);
-            deltas.deleted(keyed.salt, from);
-            self.ledger.apply(&deltas);
+            enter(&mut deltas);
+            self.volumes[volume].ledger.apply(&deltas);
+        };
+        match (from, to) {
+            (Some(from), Some(to)) if from.volume == to.volume => apply(to.volume, &|deltas| {
+                deltas.recovered(salt, to.bytes);
+                deltas.deleted(salt, from.bytes);
+            }),
+            _ => {
+                if let Some(to) = to {
+                    apply(to.volume, &|deltas| deltas.recovered(salt, to.bytes));
+                }
+                if let Some(from) = from {
+                    apply(from.volume, &|deltas| deltas.deleted(salt, from.bytes));
+                }
+            }
         }
     }
 }

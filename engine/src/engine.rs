@@ -14,6 +14,7 @@ use crate::core::{Core, Queued};
 use crate::error::{Error, Result};
 use crate::events::{EventMark, Listener};
 use crate::index::{BeginStore, hash_of};
+use crate::integrity::Integrity;
 use crate::keep::Keeper;
 use crate::key::ObjectKey;
 use crate::leave::take_away;
@@ -28,6 +29,7 @@ use crate::shard::{Command, DeleteOp, LoadOp, StoreOp};
 use crate::status::{SnapshotStatus, SpareStatus, Status};
 use crate::steps::Step;
 use crate::ticket::{Part, Report, Ticket, open_batch};
+use crate::volume::{Guards, Volume};
 use crate::watch::is_sampled;
 use crate::watchdog::{Line, Watchdog};
 
@@ -43,7 +45,7 @@ pub enum Class {
     Load,
 }
 
-/// A local store of KV-cache objects in one directory.
+/// A local store of KV-cache objects in one directory, or in several, one a device.
 ///
 /// Thread-safe: all methods take `&self`. Every submit returns at once; every ticket completes, by its deadline at the
 /// latest. Dropping the engine closes it.
@@ -69,6 +71,7 @@ pub struct Engine {
     pub(crate) keeper: Option<Keeper>,
     pub(crate) server: Option<Server>,
     pub(crate) asker: Asker,
+    pub(crate) guards: Guards,
     pub(crate) watchdog: Watchdog,
     pub(crate) tickets: AtomicU64,
 }
@@ -107,11 +110,7 @@ impl Engine {
     /// Wakes each shard that got something, and tells of what was answered at once.
     fn ring(&self, touched: u64) {
         self.core.completion.flush();
-        for (number, mailbox) in self.core.mailboxes.iter().enumerate() {
-            if touched & (1 << number) != 0 {
-                mailbox.ring();
-            }
-        }
+        self.core.wake_all(touched);
     }
 
     /// Stores objects. The first store of a key wins: storing it again is a success with 0 new bytes, and two stores of one
@@ -155,13 +154,12 @@ impl Engine {
             Err(Error::TooLarge { bytes, limit })
         } else {
             // Refused here, too, so that nothing is evicted for it.
-            let writable = core.volume.health.check(core.volume.path());
-            writable.and_then(|()| core.config.layout.encode(key).map_err(Error::from))
+            core.volumes.check_writable().and_then(|()| core.config.layout.encode(key).map_err(Error::from))
         };
         match name {
             Ok(name) => {
-                let keyed = core.index.keyed(key, &core.ledger);
-                Some(StoreOp { keyed, name, buffer, part, claimed: false, _queued: queued })
+                let keyed = core.index.keyed(key, core.ledger());
+                Some(StoreOp { keyed, name, buffer, part, claimed: false, volume: 0, _queued: queued })
             }
             Err(error) => {
                 core.counts.store_errors.add(1);
@@ -179,7 +177,7 @@ impl Engine {
             core.deferred.lock().push(op);
             return 0;
         }
-        let home = core.home(&op.keyed);
+        let home = core.home(&op.keyed, &op.name);
         if !whole {
             core.mailboxes[home].push(Command::Store(op));
             return 1 << home;
@@ -277,8 +275,8 @@ impl Engine {
             let name = core.config.layout.encode(&key).map_err(Error::from);
             match place.and_then(|queued| Ok((queued, name?))) {
                 Ok((_queued, name)) => {
-                    let keyed = core.index.keyed(&key, &core.ledger);
-                    let home = core.home(&keyed);
+                    let keyed = core.index.keyed(&key, core.ledger());
+                    let home = core.home(&keyed, &name);
                     core.mailboxes[home].push(Command::Load(LoadOp { keyed, name, buffer, part, _queued }));
                     touched |= 1 << home;
                 }
@@ -313,8 +311,8 @@ impl Engine {
             let name = core.config.layout.encode(key).map_err(Error::from);
             match place.and_then(|queued| Ok((queued, name?))) {
                 Ok((_queued, name)) => {
-                    let keyed = core.index.keyed(key, &core.ledger);
-                    let home = core.home(&keyed);
+                    let keyed = core.index.keyed(key, core.ledger());
+                    let home = core.home(&keyed, &name);
                     core.mailboxes[home].push(Command::Delete(DeleteOp { keyed, name, part, _queued }));
                     touched |= 1 << home;
                 }
@@ -327,7 +325,7 @@ impl Engine {
 
     /// Bytes in use, in total and by salt.
     pub fn usage(&self) -> AdapterUsage {
-        self.core.ledger.usage()
+        self.core.ledger().shared_usage()
     }
 
     /// What the engine says of itself. Makes a system call or two.
@@ -340,7 +338,7 @@ impl Core {
     /// As [`Engine::status`].
     pub(crate) fn status(&self) -> Status {
         let core = self;
-        let (used_bytes, reserved_bytes) = core.ledger.totals();
+        let (used_bytes, reserved_bytes) = core.ledger().shared_totals();
         let mut shards = core.shard_status.lock().clone();
         for ((shard, watch), mailbox) in shards.iter_mut().zip(&core.watches).zip(&core.mailboxes) {
             shard.queues = watch.queues(mailbox.len());
@@ -352,13 +350,12 @@ impl Core {
                 problems.push(format!("shard {number} has failed; close the engine and open it again"));
             }
         }
-        if !core.volume.is_in_place() {
-            problems.push(format!("{} is not the directory that was opened", core.volume.path().display()));
+        let volumes: Vec<_> = core.volumes.iter().map(Volume::status).collect();
+        for volume in &volumes {
+            problems.extend(volume.problems.iter().map(|problem| format!("{}: {problem}", volume.medium.dir)));
         }
-        if let Some(reason) = core.volume.health.read_only() {
-            problems.push(format!(
-                "read-only for good: {reason}; look at the disk, then close the engine and open it again"
-            ));
+        for (dir, error) in &core.volumes.missing {
+            problems.push(format!("{} could not be opened: {error}", dir.display()));
         }
         if let Some(RecoveryReport { error: Some(error), .. }) = core.recovery.peek() {
             problems.push(format!("the scan ended early: {error}"));
@@ -367,7 +364,6 @@ impl Core {
             is_healthy: problems.is_empty(),
             problems,
             notes: core.notes.lock().clone(),
-            volume: core.volume.status(),
             layout: core.config.layout,
             durability: core.config.durability,
             recovered: core.recovery.is_complete(),
@@ -376,26 +372,26 @@ impl Core {
             snapshot: SnapshotStatus { hinted_objects: core.index.hints(), ..core.kept.status.lock().clone() },
             used_bytes,
             reserved_bytes,
-            capacity_bytes: core.ledger.capacity_bytes(),
+            capacity_bytes: core.ledger().shared_capacity_bytes(),
             eviction: core.config.eviction,
             admission: core.config.admission,
             evicting_objects: core.room.evicting(),
             waiting_stores: core.room.waiting(),
-            salts: core.ledger.salts(),
+            salts: core.ledger().salts(),
             default_quota_bytes: core.config.default_quota_bytes,
             queued_objects: core.queued.load(Ordering::Relaxed) as u64,
             shards,
-            integrity: core.integrity,
-            write_zeroes: core.volume.writes_zeroes(),
-            spares: SpareStatus {
-                is_on: core.volume.recycles(),
-                count: core.spare_count.load(Ordering::Relaxed),
-                bytes: core.spare_bytes.load(Ordering::Relaxed),
-                limit_bytes: core.config.spare_bytes,
+            integrity: if volumes.iter().all(|volume| volume.medium.user_attributes) {
+                core.config.integrity
+            } else {
+                Integrity::Off
             },
+            write_zeroes: core.volumes.iter().all(|volume| volume.dir.writes_zeroes()),
+            spares: SpareStatus::of_all(&volumes),
+            volumes,
             pool: core.pool.status(),
             latency: core.distributions().status(),
-            counters: core.counts.snapshot(core.ledger.underflows()),
+            counters: core.counts.snapshot(core.ledger().underflows()),
         }
     }
 }
@@ -445,9 +441,9 @@ impl Engine {
     pub unsafe fn lend_arena(&self, ptr: *mut u8, len: usize) -> Result<()> {
         // SAFETY: the caller keeps the memory until the engine is closed, and closing joins the shards with their rings.
         unsafe { self.core.registry.add(ptr, len) }?;
-        for mailbox in &self.core.mailboxes {
+        for (shard, mailbox) in self.core.mailboxes.iter().enumerate() {
             mailbox.push(Command::Adopt);
-            mailbox.ring();
+            self.core.wake(shard);
         }
         Ok(())
     }
@@ -473,9 +469,10 @@ impl Engine {
         }
         core.release_deferred();
         core.close_room();
-        for mailbox in &core.mailboxes {
+        self.guards.close(core);
+        for (shard, mailbox) in core.mailboxes.iter().enumerate() {
             mailbox.push(Command::Close);
-            mailbox.ring();
+            core.wake(shard);
         }
         for shard in self.shards.drain(..) {
             if shard.join().is_err() {
@@ -487,17 +484,21 @@ impl Engine {
             take_away(core);
         }
         core.save_at_close();
-        core.volume.trust.end(|| {
-            let is_known = core.recovery.is_complete() && core.latent.objects() == 0;
-            is_known.then(|| core.index.lock_all().hashes())
-        });
+        for (number, volume) in core.volumes.up() {
+            volume.dir.trust.end(|| {
+                let is_known = core.recovery.is_complete() && core.latent.objects() == 0;
+                is_known.then(|| core.index.lock_all().hashes(number))
+            });
+        }
         self.core.completion.flush();
         self.core.hub.close();
         self.watchdog.stop();
         let (core, config) = (&self.core, &self.core.config);
-        let knows = core.recovery.is_complete() && core.volume.is_in_place();
+        let dirs: Vec<_> = core.volumes.up().map(|(_, volume)| &volume.dir).collect();
+        let knows = core.recovery.is_complete() && dirs.iter().all(|dir| dir.is_in_place());
         if knows && config.persist && !core.failed.load(Ordering::Acquire) {
-            config.steps.at_close(core.volume.path(), config.layout, || core.ledger.usage());
+            let paths: Vec<_> = dirs.iter().map(|dir| dir.path()).collect();
+            config.steps.at_close(&paths, config.layout, || core.ledger().shared_usage());
         }
     }
 }
@@ -510,6 +511,6 @@ impl Drop for Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("dir", &self.core.volume.path()).finish_non_exhaustive()
+        f.debug_struct("Engine").field("dirs", &self.core.config.dirs().collect::<Vec<_>>()).finish_non_exhaustive()
     }
 }

@@ -38,6 +38,22 @@ pub enum Error {
         /// The owner as its lock file names it, for example `pid 4711`.
         owner: String,
     },
+    /// A directory is not usable as one of several volumes.
+    #[error("{dir}: {reason}")]
+    Volume {
+        /// The volume's directory.
+        dir: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// The volume that a store was writing to was taken out meanwhile. Store again: its keys go to the other volumes now.
+    #[error("{dir} has failed ({reason}); store again, the object will go to another volume")]
+    VolumeFailed {
+        /// The volume's directory.
+        dir: PathBuf,
+        /// Why it was taken out.
+        reason: String,
+    },
     /// The parts do not make a key.
     #[error(transparent)]
     Key(#[from] KeyError),

@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::saved;
 use crate::snapshot::{Contents, FILE};
 use crate::status::SnapshotStatus;
+use crate::volume::Directory;
 
 /// Rests after a snapshot, in times of what it took: it costs at most a fiftieth of one CPU.
 const REST_FACTOR: u32 = 50;
@@ -102,14 +103,14 @@ impl Core {
         self.config.persist && self.config.discovery != Discovery::Ask
     }
 
-    /// Saves what the index holds, when it is the whole directory. Called with the directory's lock held.
+    /// Saves what the index holds, when it is the whole directory: of each volume, on it. Called with the directories' locks held.
     pub(crate) fn save_at_close(&self) {
         self.save_index(None);
     }
 
     fn save_index(&self, stop: Option<&Stop>) {
         let is_sound = self.recovery.is_complete() && !self.failed.load(Ordering::Acquire);
-        if !is_sound || !self.keeps_snapshots() || !self.volume.is_in_place() {
+        if !is_sound || !self.keeps_snapshots() {
             return;
         }
         let changes = self.counts.changes() + 1;
@@ -118,19 +119,12 @@ impl Core {
             return;
         }
         let begin = Instant::now();
-        let (scopes, records) = self.index.records();
-        let objects = records.len() as u64;
         let written_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-        let contents = Contents { layout: self.config.layout, written_ns, scopes, records };
-        let saved = self.volume.state_dir().map_err(|error| error.to_string()).and_then(|state| {
-            let write = |out: &mut BufWriter<File>| match stop {
-                Some(stop) => contents.write(&mut Paced { out, stop, since_sync: 0 }),
-                None => contents.write(out),
-            };
-            saved::replace(state.as_fd(), FILE, write).map_err(|error| error.to_string())
-        });
+        let in_place = self.volumes.up().filter(|(_, volume)| volume.dir.is_in_place());
+        let saved: Result<u64, String> =
+            in_place.map(|(number, volume)| self.save_volume(number, &volume.dir, written_ns, stop)).sum();
         match saved {
-            Ok(()) => {
+            Ok(objects) => {
                 *self.kept.changes.lock() = changes;
                 let mut status = self.kept.status.lock();
                 status.written_unix_ns = Some(written_ns);
@@ -143,6 +137,21 @@ impl Core {
                 "the snapshot of the index could not be saved; the next start knows what there is when it has scanned"
             ),
         }
+    }
+
+    /// Saves what the index holds of a volume; gives how many objects that are.
+    fn save_volume(&self, volume: usize, dir: &Directory, written_ns: u64, stop: Option<&Stop>) -> Result<u64, String> {
+        let (scopes, records) = self.index.records(volume);
+        let objects = records.len() as u64;
+        let contents = Contents { layout: self.config.layout, written_ns, scopes, records };
+        dir.state_dir().map_err(|error| error.to_string()).and_then(|state| {
+            let write = |out: &mut BufWriter<File>| match stop {
+                Some(stop) => contents.write(&mut Paced { out, stop, since_sync: 0 }),
+                None => contents.write(out),
+            };
+            saved::replace(state.as_fd(), FILE, write).map_err(|error| error.to_string())
+        })?;
+        Ok(objects)
     }
 }
 

@@ -4,6 +4,7 @@ mod absent;
 mod adapter;
 mod admission;
 mod asker;
+mod bury;
 mod completion;
 mod config;
 mod core;
@@ -55,6 +56,7 @@ pub use adapter::{Adapter, FsAdapter, NixlDynamicAdapter, Refused};
 pub use admission::{ADMISSION_USES_RANGE, ADMISSION_WINDOW_RANGE, Admission};
 pub use config::{
     Config, DEPTH_RANGE, DirectIo, Discovery, Durability, Eviction, IoPriority, SEGMENT_BYTES_RANGE, SHARDS_MAX,
+    VOLUMES_MAX,
 };
 pub use engine::{Class, Engine};
 pub use error::{Error, Result};
@@ -68,6 +70,6 @@ pub use mem::{Buffer, Keepalive, PageKind, Pool, PoolBuffer, PoolStatus};
 pub use open::Opener;
 pub use report::{DeleteReport, EvictionReport, LoadReport, LookupReport, StoreReport};
 pub use scan::RecoveryReport;
-pub use status::{Counters, ShardStatus, SnapshotStatus, SpareStatus, Status, VolumeStatus};
+pub use status::{Counters, MediumStatus, ShardStatus, SnapshotStatus, SpareStatus, Status, VolumeStatus};
 pub use ticket::Ticket;
 pub use watch::{LatenciesStatus, LatencyStatus, ShardQueues};

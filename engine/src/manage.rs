@@ -12,7 +12,7 @@ impl Engine {
     /// The salts, with what each uses and may use: from number `from` on, at most `limit` and at most
     /// [`crate::ledger::SALT_PAGE_MAX`] of them. Begin with 0 and follow [`SaltPage::next`]. Does not block.
     pub fn salts(&self, from: u64, limit: usize) -> SaltPage {
-        self.core.ledger.page(from, limit)
+        self.core.ledger().page(from, limit)
     }
 
     /// Sets the most bytes that the objects of a salt may have, and keeps it in the directory. What is over it goes at once where the
@@ -38,8 +38,9 @@ impl Engine {
 
     fn change_quota(&self, salt: &str, bytes: Option<u64>) -> Result<Option<u64>> {
         let core = &self.core;
-        let before = core.quotas.set(salt, bytes, || core.ledger.set_quota(core.ledger.salt(salt), bytes))?;
-        core.suspect([core.ledger.salt(salt)]);
+        let before =
+            core.quotas.set(&core.volumes, salt, bytes, || core.ledger().set_quota(core.ledger().salt(salt), bytes))?;
+        core.suspect([core.ledger().salt(salt)]);
         Ok(before)
     }
 
@@ -79,7 +80,7 @@ impl Engine {
         Ok(EvictionReport {
             objects: after.evictions - before.evictions,
             bytes: after.evicted_bytes - before.evicted_bytes,
-            used_bytes: core.ledger.totals().0,
+            used_bytes: core.ledger().shared_totals().0,
             in_use: after.evictions_in_use - before.evictions_in_use,
             errors: after.eviction_errors - before.eviction_errors,
         })

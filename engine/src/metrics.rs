@@ -127,9 +127,9 @@ impl Out<'_> {
         let text = |value: &dyn fmt::Display| Cow::Owned(value.to_string());
         let labels: &Labels<'_> = &[
             ("version", Cow::Borrowed(env!("CARGO_PKG_VERSION"))),
-            ("dir", Cow::Borrowed(&status.volume.dir)),
+            ("dir", Cow::Borrowed(&status.volumes[0].medium.dir)),
             ("layout", text(&status.layout)),
-            ("file_system", Cow::Borrowed(&status.volume.file_system)),
+            ("file_system", Cow::Borrowed(&status.volumes[0].medium.file_system)),
             ("eviction", Cow::Borrowed(eviction)),
         ];
         self.family("engine", "The engine and its directory", None, MetricType::Info, &mut |mut metric| {
@@ -237,6 +237,8 @@ impl Out<'_> {
             evictions_in_use,
             eviction_errors,
             damaged,
+            twins,
+            lost_objects,
             timeouts,
             bounced_bytes,
             recycled,
@@ -272,6 +274,8 @@ impl Out<'_> {
         self.counter("evictions_in_use", "Victims passed over because they were in use", None, evictions_in_use)?;
         self.counter("eviction_errors", "Evictions that failed", None, eviction_errors)?;
         self.counter("damaged_objects", "Objects whose file had vanished or had another size", None, damaged)?;
+        self.counter("twin_files", "Second files of objects, on another volume, that were removed", None, twins)?;
+        self.counter("lost_objects", "Objects that went with volumes that failed", None, lost_objects)?;
         self.counter("checksum_failures", "Loads with a wrong checksum", None, checksum_failures)?;
         self.counter("timeouts", "Batches that their deadline ended", None, timeouts)?;
         self.counter("bounced", "Bytes copied because O_DIRECT could not take them", bytes, bounced_bytes)?;

@@ -1,4 +1,4 @@
-//! Opening an engine: the directory is taken, threads are started, the scan fills the index.
+//! Opening an engine: the directories are taken, threads are started, the scans fill the index.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,31 +14,26 @@ use crate::absent::Absent;
 use crate::admission::Filter;
 use crate::asker::Asker;
 use crate::completion::CompletionFds;
-use crate::config::{Config, Discovery};
+use crate::config::Config;
 use crate::core::Core;
 use crate::counts::Counts;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::events::Hub;
 use crate::index::Index;
-use crate::integrity::Integrity;
 use crate::keep::{self, Keeper};
 use crate::latent::Latent;
-use crate::ledger::Ledger;
 use crate::mem::Pool;
 use crate::quotas::Kept;
 use crate::ring::BufferRegistry;
 use crate::room::Room;
-use crate::scan::{Recovery, RecoveryReport, Scan};
+use crate::scan::{Recovery, RecoveryReport, scan_all};
 use crate::serve::Server;
 use crate::shard::{Mailbox, Shard, reserve_descriptors};
 use crate::status::ShardStatus;
-use crate::volume::Volume;
+use crate::volume::{Guards, Losses, Volumes};
 use crate::watch::{LookupWatch, ShardQueues};
 use crate::watchdog::Watchdog;
-
-/// The default of `min_free_bytes` is not more than this.
-const MIN_FREE_DEFAULT_MAX: u64 = 1 << 30;
 
 /// The note for operators after an unclean reboot, or a failed sync.
 const CHECKS_FIRST_USE: &str = "the machine went down under an earlier engine, or a sync failed: what was found is checked \
@@ -77,23 +72,18 @@ impl Opener {
         config.validate()?;
         let mut engine = start(config)?;
         let core = engine.core.clone();
-        let unfinished = core.volume.remove_unfinished()?;
+        let mut unfinished = 0;
+        for volume in core.volumes.iter() {
+            unfinished += volume.dir.remove_unfinished()?;
+        }
         let from_snapshot = core.take_hints();
         if from_snapshot > 0 {
             // Who subscribes from now on hears of them at once.
             core.hub.recovered(&core.index);
         }
         let scan = move || {
-            let Core { config, volume, index, ledger, recovery, .. } = &*core;
-            let scan = Scan {
-                volume,
-                layout: config.layout,
-                discover: core.discover(),
-                counts_only: config.discovery == Discovery::Ask,
-                threads: config.scan_threads,
-            };
             // Whoever waits for the scan must hear of its end, also when it panics.
-            let scanned = catch_unwind(AssertUnwindSafe(|| scan.run(recovery, &*progress)));
+            let scanned = catch_unwind(AssertUnwindSafe(|| scan_all(&core, &*progress)));
             let mut report = scanned
                 .unwrap_or_else(|_| RecoveryReport { error: Some("it panicked".into()), ..RecoveryReport::default() });
             (report.unfinished, report.from_snapshot) = (unfinished, from_snapshot);
@@ -106,14 +96,14 @@ impl Opener {
             if let Some(error) = &report.error {
                 tracing::error!(error, "the scan ended early; what it did not see is asked of the disk");
             }
-            if core.volume.trust.is_limited() {
+            if core.volumes.iter().any(|volume| volume.dir.trust.is_limited()) {
                 core.note(CHECKS_FIRST_USE.into());
             }
-            index.start_order();
-            core.suspect(ledger.all_over_quota());
-            recovery.finish(report);
+            core.index.start_order();
+            core.suspect(core.ledger().all_over_quota());
+            core.recovery.finish(report);
             core.release_deferred();
-            core.hub.recovered(index);
+            core.hub.recovered(&core.index);
         };
         if background {
             engine.scan = Some(spawn("saltern-scan", scan)?);
@@ -127,10 +117,10 @@ impl Opener {
     }
 }
 
-/// Takes the directory and starts all threads but the scan's.
+/// Takes the directories and starts all threads but the scan's.
 fn start(config: Config) -> Result<Engine> {
-    let volume = Volume::open(&config)?;
-    reserve_descriptors(volume.lock_fd(), &config);
+    let volumes = Volumes::open(&config)?;
+    reserve_descriptors(volumes[0].dir.lock_fd(), &config);
     let pool = Pool::new(config.pool_bytes)?;
     let registry = BufferRegistry::new();
     let (ptr, len) = pool.span();
@@ -140,24 +130,17 @@ fn start(config: Config) -> Result<Engine> {
     let completion = Arc::new(CompletionFds::new()?);
     let watchdog = Watchdog::start(&config, counts.clone(), completion.clone());
     let watchdog = watchdog.map_err(|error| Error::spawn("saltern-deadline", &error))?;
-    let at = |errno| Error::io("fstatfs", volume.path(), errno);
-    let (_, disk_bytes) = volume.free_bytes().map_err(at)?;
     let core = Arc::new(Core {
-        integrity: if volume.has_attributes() { config.integrity } else { Integrity::Off },
-        old_spares: Mutex::new(volume.collect_spares()?),
-        spare_bytes: AtomicU64::new(0),
-        spare_count: AtomicU64::new(0),
-        min_free_bytes: config.min_free_bytes.unwrap_or((disk_bytes / 100).min(MIN_FREE_DEFAULT_MAX)),
-        mailboxes: (0..config.shards).map(|_| Mailbox::new()).collect::<Result<_>>()?,
-        ledger: Ledger::new(config.capacity_bytes),
+        mailboxes: (0..config.shards.max(volumes.len())).map(|_| Mailbox::new()).collect::<Result<_>>()?,
         latent: Latent::default(),
         absent: Absent::new(config.absent_ttl),
         index: Arc::new(Index::new(hub.clone(), Room::policy(&config))),
         admission: Filter::new(config.admission),
         room: Room::new(&config),
-        quotas: Kept::open(&volume)?,
+        quotas: Kept::open(&volumes)?,
         kept: keep::Kept::default(),
         notes: Mutex::default(),
+        losses: Losses::default(),
         hub,
         recovery: Recovery::default(),
         completion,
@@ -165,16 +148,19 @@ fn start(config: Config) -> Result<Engine> {
         registry,
         pool,
         shard_status: Mutex::new(Vec::new()),
-        watches: (0..config.shards).map(|_| CachePadded::default()).collect(),
+        watches: (0..config.shards.max(volumes.len())).map(|_| CachePadded::default()).collect(),
         lookup_watch: LookupWatch::default(),
         closing: AtomicBool::new(false),
         failed: AtomicBool::new(false),
         stopped_shards: AtomicU64::new(0),
         queued: Arc::new(AtomicUsize::new(0)),
         deferred: Mutex::default(),
-        volume,
+        volumes,
         config,
     });
+    for (dir, error) in &core.volumes.missing {
+        core.note(format!("{} could not be opened, and is left out: {error}", dir.display()));
+    }
     core.apply_quotas();
     let mut engine = Engine {
         shards: Vec::new(),
@@ -182,11 +168,13 @@ fn start(config: Config) -> Result<Engine> {
         keeper: None,
         server: None,
         asker: Asker::default(),
+        guards: Guards::default(),
         watchdog,
         tickets: AtomicU64::new(1),
         core,
     };
     start_shards(&mut engine)?;
+    engine.guards = Guards::start(&engine.core)?;
     engine.keeper = Some(Keeper::start(&engine.core)?);
     engine.server = Some(Server::start(&engine.core));
     Ok(engine)
@@ -194,7 +182,7 @@ fn start(config: Config) -> Result<Engine> {
 
 fn start_shards(engine: &mut Engine) -> Result<()> {
     let cpus = if engine.core.config.pin_shards { usable_cpus() } else { Vec::new() };
-    for me in 0..engine.core.config.shards {
+    for me in 0..engine.core.mailboxes.len() {
         // From the last CPU on: the first ones usually serve interrupts.
         let cpu = (!cpus.is_empty()).then(|| cpus[cpus.len() - 1 - me % cpus.len()]);
         let (sender, receiver) = crossbeam::channel::bounded(1);
@@ -204,6 +192,7 @@ fn start_shards(engine: &mut Engine) -> Result<()> {
             match Shard::new(core, me) {
                 Ok(mut shard) => {
                     let _ = sender.send(Ok(ShardStatus {
+                        volume: shard.volume() as u64,
                         cpu: pinned.map(|cpu| cpu as u32),
                         ring: shard.ring().features().to_vec(),
                         fixed_buffers: shard.ring().buffers().means(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::events::Hub;
-use crate::index::{BeginStore, Entered, Epoch, Index, Keyed, Sight};
+use crate::index::{BeginStore, Entered, Epoch, Held, Index, Keyed, Sight};
 use crate::key::{ObjectKey, kv_rank};
 use crate::ledger::{Deltas, Ledger};
 
@@ -126,7 +126,7 @@ impl Actor {
             }
             2 => world.disk = Some(BYTES),
             3 => {
-                world.index.commit_store(&world.keyed, BYTES);
+                assert!(world.index.commit_store(&world.keyed, BYTES, 0));
                 world.deltas.stored(salt, BYTES);
             }
             _ => {
@@ -140,7 +140,7 @@ impl Actor {
     fn delete(&mut self, world: &mut World) -> bool {
         match self.at {
             1 => {
-                let Ok(bytes) = world.index.begin_delete(&world.keyed) else { return true };
+                let Ok(Held { bytes, .. }) = world.index.begin_delete(&world.keyed) else { return true };
                 assert_eq!((world.pins, world.loads), (0, 0), "something in use is deleted");
                 self.bytes = bytes;
             }
@@ -159,7 +159,7 @@ impl Actor {
     fn load(&mut self, world: &mut World) -> bool {
         match self.at {
             1 => {
-                let Some(bytes) = world.index.begin_load(&world.keyed) else { return true };
+                let Some(Held { bytes, .. }) = world.index.begin_load(&world.keyed) else { return true };
                 world.loads += 1;
                 self.bytes = bytes;
             }
@@ -171,7 +171,7 @@ impl Actor {
             }
             _ => {
                 world.loads -= 1;
-                if let Some(bytes) = world.index.end_load(&world.keyed, self.kind == Kind::Load) {
+                if let Some(Held { bytes, .. }) = world.index.end_load(&world.keyed, self.kind == Kind::Load) {
                     assert_eq!(world.loads, 0, "an object goes before its last load");
                     world.disk = None;
                     world.forget(bytes);
@@ -216,7 +216,10 @@ impl Actor {
                 world.recount(self.counted, self.bytes);
                 self.counted = self.bytes;
             }
-            4 => match self.seen.map(|seen| world.index.insert_recovered(&world.keyed, self.bytes, 1, seen)) {
+            4 => match self
+                .seen
+                .map(|seen| world.index.insert_recovered(&world.keyed, Held { bytes: self.bytes, volume: 0 }, 1, seen))
+            {
                 Some(Entered::New) => return true,
                 Some(Entered::Stale) => self.at = 0,
                 Some(Entered::Known | Entered::Gone) | None => {}

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 pub use crate::ring::RingReport;
-use crate::status::VolumeStatus;
+use crate::status::MediumStatus;
 
 /// What io_uring offers here.
 ///
@@ -18,7 +18,7 @@ pub fn ring() -> Result<RingReport> {
 ///
 /// # Errors
 /// [`crate::Error::Io`].
-pub fn directory(dir: &Path) -> Result<VolumeStatus> {
+pub fn directory(dir: &Path) -> Result<MediumStatus> {
     crate::volume::survey_status(dir)
 }
 

@@ -9,6 +9,9 @@
 //! }
 //! ```
 //!
+//! Several volumes have a file each, and each change is written to all of them, so that quotas outlive any. The newest good one counts
+//! at open.
+//!
 //! A file that is damaged, or of a newer version, is left as it is, and no quota is in force, the configured default
 //! included: to guess them would be to evict what a quota protects. Setting one is refused until the file is moved away.
 
@@ -24,7 +27,8 @@ use crate::error::{Error, Result};
 use crate::integrity::checksum;
 use crate::key::check_salt;
 use crate::saved;
-use crate::volume::{STATE_DIR, Volume, open_dir};
+use crate::sys::stat_at;
+use crate::volume::{Directory, STATE_DIR, Volumes, open_dir};
 
 const FILE: &str = "quotas";
 const MAGIC: &str = "saltern quotas, version ";
@@ -56,7 +60,7 @@ pub fn read(dir: &Path) -> Result<Quotas> {
 /// [`read`].
 pub fn edit<T>(dir: &Path, change: impl FnOnce(&mut Quotas) -> T) -> Result<T> {
     // The owner's lock is held meanwhile.
-    let volume = Volume::open(&Config::new(dir))?;
+    let volume = Directory::open(dir, &Config::new(dir))?;
     let state = volume.state_dir()?;
     let mut quotas = read_from(&state, dir)?;
     let result = change(&mut quotas);
@@ -119,21 +123,39 @@ pub(crate) fn parse_any(contents: &[u8]) {
 
 /// The quotas of an open engine. Thread-safe.
 pub(crate) struct Kept {
-    state: OwnedFd,
-    dir: PathBuf,
-    /// What the file holds, or what is wrong with it.
+    /// What the files hold, or what is wrong with them.
     quotas: Mutex<Result<Quotas>>,
 }
 
 impl Kept {
-    /// Reads the file. A damaged one is no error yet.
-    pub(crate) fn open(volume: &Volume) -> Result<Self> {
-        let (state, dir) = (volume.state_dir()?, volume.path().to_owned());
-        let quotas = match read_from(&state, &dir) {
-            damaged @ Err(Error::Quotas { .. }) => damaged,
-            other => Ok(other?),
+    /// Reads the files. Of several volumes' the newest good one counts, and the others are made equal. Damaged ones alone are no error
+    /// yet.
+    pub(crate) fn open(volumes: &Volumes) -> Result<Self> {
+        let (mut good, mut damaged) = (Vec::new(), None);
+        for (number, volume) in volumes.iter().enumerate() {
+            let state = volume.dir.state_dir()?;
+            match read_from(&state, volume.dir.path()) {
+                Ok(quotas) => {
+                    let written_ns = stat_at(state.as_fd(), FILE).ok().map(|stat| stat.modified_ns);
+                    good.push((written_ns, number, quotas));
+                }
+                Err(error @ Error::Quotas { .. }) => damaged = damaged.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        let newest =
+            good.iter().filter(|(written_ns, ..)| written_ns.is_some()).max_by_key(|(written_ns, ..)| *written_ns);
+        let quotas = match (newest, damaged) {
+            (Some((_, _, quotas)), _) => Ok(quotas.clone()),
+            (None, Some(damaged)) => Err(damaged),
+            (None, None) => Ok(Quotas::new()),
         };
-        Ok(Self { state, dir, quotas: Mutex::new(quotas) })
+        if let Ok(quotas) = &quotas {
+            for (_, number, _) in good.iter().filter(|(.., other)| other != quotas) {
+                keep(&volumes[*number].dir, quotas)?;
+            }
+        }
+        Ok(Self { quotas: Mutex::new(quotas) })
     }
 
     /// The quotas.
@@ -144,9 +166,15 @@ impl Kept {
         self.quotas.lock().clone()
     }
 
-    /// Sets the quota of a salt, or takes it away, on disk, and then calls `apply`, one change after the other; gives the
-    /// quota before.
-    pub(crate) fn set(&self, salt: &str, bytes: Option<u64>, apply: impl FnOnce()) -> Result<Option<u64>> {
+    /// Sets the quota of a salt, or takes it away, on the disk of every volume, and then calls `apply`, one change after the other; gives
+    /// the quota before. It is kept when one volume has it.
+    pub(crate) fn set(
+        &self,
+        volumes: &Volumes,
+        salt: &str,
+        bytes: Option<u64>,
+        apply: impl FnOnce(),
+    ) -> Result<Option<u64>> {
         let mut kept = self.quotas.lock();
         let mut quotas = kept.clone()?;
         let before = match bytes {
@@ -154,12 +182,28 @@ impl Kept {
             None => quotas.remove(salt),
         };
         if before != bytes {
-            write_to(&self.state, &self.dir, &quotas)?;
+            let (mut is_kept, mut failed) = (false, None);
+            for (_, volume) in volumes.up() {
+                match keep(&volume.dir, &quotas) {
+                    Ok(()) => is_kept = true,
+                    Err(error) => {
+                        tracing::warn!(%error, "a volume does not keep a change of quotas");
+                        failed = Some(error);
+                    }
+                }
+            }
+            if let (false, Some(error)) = (is_kept, failed) {
+                return Err(error);
+            }
             *kept = Ok(quotas);
         }
         apply();
         Ok(before)
     }
+}
+
+fn keep(dir: &Directory, quotas: &Quotas) -> Result<()> {
+    write_to(&dir.state_dir()?, dir.path(), quotas)
 }
 
 #[cfg(test)]

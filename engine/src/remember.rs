@@ -7,7 +7,7 @@
 //! disk ---------sweep_hints----> settles the rest: those files are gone
 //! ```
 //!
-//! The sweep asks the disk for each that is left, instead of taking the scan's silence for an answer: names move while a directory is
+//! Each volume has a snapshot of its own objects, which goes with it. The sweep asks the disk for each that is left, instead of taking the scan's silence for an answer: names move while a directory is
 //! read.
 
 use std::os::fd::AsFd;
@@ -17,8 +17,9 @@ use parking_lot::Mutex;
 
 use crate::config::Discovery;
 use crate::core::Core;
+use crate::discover::Found;
 use crate::error::{Error, Result};
-use crate::index::Keyed;
+use crate::index::{Held, Keyed};
 use crate::ledger::Deltas;
 use crate::saved;
 use crate::snapshot::{FILE, FILE_BYTES_MAX, Snapshot};
@@ -31,31 +32,33 @@ impl Core {
         if self.config.discovery == Discovery::Ask {
             return 0;
         }
-        if let Err(reason) = self.try_take_hints() {
-            let path = self.volume.path().join(crate::volume::STATE_DIR).join(FILE);
+        for (number, volume) in self.volumes.up() {
+            let Err(reason) = self.try_take_hints(number) else { continue };
+            let path = volume.dir.path().join(crate::volume::STATE_DIR).join(FILE);
             self.note(format!("{}: {reason}; what there is, and since when, is taken from the files", path.display()));
         }
         self.index.hints()
     }
 
-    fn try_take_hints(&self) -> Result<(), String> {
-        let state = self.volume.state_dir().map_err(|error| error.to_string())?;
+    fn try_take_hints(&self, volume: usize) -> Result<(), String> {
+        let state = self.volumes[volume].dir.state_dir().map_err(|error| error.to_string())?;
         let contents = saved::read(state.as_fd(), FILE, FILE_BYTES_MAX).map_err(|error| error.to_string())?;
         let Some(contents) = contents else { return Ok(()) };
         let snapshot = Snapshot::parse(&contents, self.config.layout).map_err(|error| error.to_string())?;
-        let scopes: Vec<_> = snapshot.scopes.iter().map(|scope| self.index.hint_scope(scope, &self.ledger)).collect();
+        let scopes: Vec<_> = snapshot.scopes.iter().map(|scope| self.index.hint_scope(scope, self.ledger())).collect();
         // As many as the file can hold, whatever it says.
         self.index.expect_hints((snapshot.left() as usize).min(contents.len() / crate::snapshot::RECORD_BYTES_MIN));
         let mut deltas = Deltas::new();
         let taken = snapshot.into_iter().try_for_each(|record| {
             let record = record.map_err(|error| error.to_string())?;
             let scope = &scopes[record.scope as usize];
-            if self.index.add_hint(scope, record.chunk, record.bytes, record.used_ns) {
+            let object = Held { bytes: record.bytes, volume };
+            if self.index.add_hint(scope, record.chunk, object, record.used_ns) {
                 deltas.recovered(scope.salt, record.bytes);
             }
             Ok(())
         });
-        self.ledger.apply(&deltas);
+        self.volumes[volume].ledger.apply(&deltas);
         taken
     }
 
@@ -91,6 +94,6 @@ impl Core {
         // A key without a name in the layout has no file.
         let name = self.config.layout.encode(&keyed.key).ok();
         let look = || name.as_deref().map_or(Ok(None), |name| self.look(name));
-        Ok(self.discover().enter(keyed, look)?.is_some())
+        Ok(self.discover().enter(keyed, look)? != Found::Nowhere)
     }
 }

@@ -24,7 +24,7 @@ use crate::core::Core;
 use crate::error::Error;
 use crate::eviction::PolicyKind;
 use crate::index::{Found, Victim, Whose};
-use crate::ledger::{Refusal, SaltId};
+use crate::ledger::{NoRoom, Refusal, SaltId};
 use crate::shard::{Command, EvictOp, StoreOp};
 
 /// Victims on their way, at most: more would be out of sight long before their room is needed.
@@ -56,6 +56,8 @@ struct Plan {
     is_draining: bool,
     /// A caller wants the use to go down to this.
     goal: Option<u64>,
+    /// A store that waits fits into the capacity of all volumes, but on none of them.
+    is_stuck: bool,
     /// An eviction has failed: what waits is not held up by more attempts.
     has_failed: bool,
     is_closed: bool,
@@ -137,12 +139,14 @@ impl Core {
             return Reserved::Never(op, error);
         }
         let bytes = op.buffer.len() as u64;
-        match self.ledger.reserve(op.keyed.salt, bytes) {
-            Ok(()) => {
-                op.claimed = true;
+        match self.reserve_somewhere(&op) {
+            Ok(volume) => {
+                (op.claimed, op.volume) = (true, volume);
                 Reserved::Now(op)
             }
-            Err(Refusal::Capacity(room) | Refusal::Quota(room)) if self.room.is_on() && bytes <= room.capacity => {
+            Err(Refusal::Capacity(room) | Refusal::Shared(room) | Refusal::Quota(room))
+                if self.room.is_on() && bytes <= room.capacity =>
+            {
                 self.wait_for_room(op)
             }
             Err(refusal) => {
@@ -150,6 +154,33 @@ impl Core {
                 Reserved::Never(op, self.refused(bytes, refusal))
             }
         }
+    }
+
+    /// Reserves a store's bytes on the first volume of its name that has room.
+    fn reserve_somewhere(&self, op: &StoreOp) -> Result<usize, Refusal> {
+        // One volume is always up, and says.
+        let (mut passed, mut refused) = (0, None);
+        while let Some(volume) = self.volumes.place(&op.name, passed) {
+            match self.volumes[volume].ledger.reserve(op.keyed.salt, op.buffer.len() as u64) {
+                Ok(()) => return Ok(volume),
+                Err(refusal @ Refusal::Capacity(_)) => refused = refused.or(Some(refusal)),
+                Err(refusal) => return Err(refusal),
+            }
+            passed |= 1 << volume;
+        }
+        Err(refused.unwrap_or(Refusal::Capacity(NoRoom { free: 0, capacity: 0 })))
+    }
+
+    /// Moves a claimed store's bytes to the next volume of its name, other than those `passed`; gives it, when there is one.
+    pub(crate) fn move_reservation(&self, op: &StoreOp, mut passed: u64) -> Option<usize> {
+        let ledger = &self.volumes[op.volume].ledger;
+        while let Some(next) = self.volumes.place(&op.name, passed) {
+            if ledger.hand_over(&self.volumes[next].ledger, op.keyed.salt, op.buffer.len() as u64).is_ok() {
+                return Some(next);
+            }
+            passed |= 1 << next;
+        }
+        None
     }
 
     fn wait_for_room(&self, op: StoreOp) -> Reserved {
@@ -174,7 +205,7 @@ impl Core {
     pub(crate) fn ledger_changed(&self) {
         let Some((high, _)) = self.room.marks else { return };
         if !self.room.is_wanted.load(Ordering::Relaxed) {
-            let (used, reserved) = self.ledger.totals();
+            let (used, reserved) = self.ledger().shared_totals();
             if used + reserved <= high {
                 return;
             }
@@ -250,17 +281,13 @@ impl Core {
         let mut to_wake = outcome.to_wake;
         for (op, error) in outcome.refused {
             self.index.abort_store(&op.keyed);
-            let home = self.home(&op.keyed);
+            let home = self.home(&op.keyed, &op.name);
             op.part.answer((Err(error), Some(op.buffer)));
             // Stores that met the claim meanwhile are waiting for it at the key's home.
             self.mailboxes[home].push(Command::Released(op.keyed));
             to_wake |= 1 << home;
         }
-        for (number, mailbox) in self.mailboxes.iter().enumerate() {
-            if to_wake & (1 << number) != 0 {
-                mailbox.ring();
-            }
-        }
+        self.wake_all(to_wake);
         self.completion.store.flush();
     }
 }
@@ -316,12 +343,20 @@ impl Planner<'_> {
     /// Lets those stores go on for which there is room now, salt by salt, in the order in which they came.
     fn let_in(&mut self) {
         let (core, plan) = (self.core, &mut *self.plan);
-        for (salt, need) in &mut plan.needs {
+        plan.is_stuck = false;
+        for need in plan.needs.values_mut() {
             while let Some(op) = need.stores.front() {
                 let bytes = op.buffer.len() as u64;
                 let is_expired = op.part.is_expired();
-                if !is_expired && core.ledger.reserve(*salt, bytes).is_err() {
-                    break;
+                let mut volume = 0;
+                if !is_expired {
+                    match core.reserve_somewhere(op) {
+                        Ok(reserved) => volume = reserved,
+                        Err(refusal) => {
+                            plan.is_stuck |= matches!(refusal, Refusal::Capacity(_));
+                            break;
+                        }
+                    }
                 }
                 let Some(mut op) = need.stores.pop_front() else { break };
                 need.store_bytes -= bytes;
@@ -332,8 +367,8 @@ impl Planner<'_> {
                     self.out.refused.push((op, Error::TimedOut { deadline_ms }));
                     continue;
                 }
-                op.claimed = true;
-                let home = core.home(&op.keyed);
+                (op.claimed, op.volume) = (true, volume);
+                let home = core.home(&op.keyed, &op.name);
                 core.mailboxes[home].push(Command::Store(op));
                 self.out.to_wake |= 1 << home;
             }
@@ -345,7 +380,7 @@ impl Planner<'_> {
         loop {
             let need = self.plan.needs.get(&salt);
             let (coming, going) = need.map_or((0, 0), |need| (need.store_bytes, need.evicting_bytes));
-            if self.core.ledger.over_quota(salt, coming) <= going {
+            if self.core.ledger().over_quota(salt, coming) <= going {
                 self.plan.suspects.remove(&salt);
                 return;
             }
@@ -356,7 +391,7 @@ impl Planner<'_> {
                 self.plan.suspects.remove(&salt);
                 // Stores in flight will be objects that can go.
                 let is_over = self.plan.needs.get(&salt).is_some_and(|need| need.evicting_bytes == 0);
-                if is_over && self.core.ledger.reserved(salt) == 0 {
+                if is_over && self.core.ledger().reserved(salt) == 0 {
                     self.refuse(Some(salt));
                 }
                 return;
@@ -368,14 +403,16 @@ impl Planner<'_> {
     fn serve_watermark(&mut self) {
         let Some((high, low)) = self.core.room.marks else { return };
         loop {
-            let (used, reserved) = self.core.ledger.totals();
+            let (used, reserved) = self.core.ledger().shared_totals();
             let level = (used + reserved + self.plan.waiting_bytes).saturating_sub(self.plan.evicting_bytes);
             if self.plan.goal.is_some_and(|goal| used + reserved <= goal) && self.core.room.evicting() == 0 {
                 self.settle();
             }
             self.plan.is_draining = level > low && (self.plan.is_draining || level > high);
             let is_asked = self.plan.goal.is_some_and(|goal| level > goal);
-            if !(self.plan.is_draining || is_asked) || !self.may_evict() {
+            // Where no volume has room although all together have, one after the other goes, wherever it is.
+            let is_stuck = self.plan.is_stuck && self.core.room.evicting() == 0;
+            if !(self.plan.is_draining || is_asked || is_stuck) || !self.may_evict() {
                 return;
             }
             if !self.evict(Whose::All) {
@@ -413,15 +450,16 @@ impl Planner<'_> {
     /// Sends one victim to its home; false when nobody can go.
     fn evict(&mut self, whose: Whose) -> bool {
         let core = self.core;
-        let Found::Victim(Victim { keyed, bytes }) = core.index.take_victim(whose, &mut self.skips) else {
+        let Found::Victim(Victim { keyed, held }) = core.index.take_victim(whose, &mut self.skips) else {
             return false;
         };
+        let bytes = held.bytes;
         self.victims -= 1;
         self.plan.evicting_bytes += bytes;
         self.plan.needs.entry(keyed.salt).or_default().evicting_bytes += bytes;
         core.room.evicting.fetch_add(1, Ordering::Relaxed);
-        let home = core.home(&keyed);
-        core.mailboxes[home].push(Command::Evict(EvictOp { keyed, bytes, for_quota: whose != Whose::All }));
+        let home = core.home_of_object(&keyed);
+        core.mailboxes[home].push(Command::Evict(EvictOp { keyed, held, for_quota: whose != Whose::All }));
         self.out.to_wake |= 1 << home;
         true
     }
@@ -430,16 +468,17 @@ impl Planner<'_> {
     fn refuse(&mut self, whose: Option<SaltId>) {
         self.let_in();
         let (core, plan) = (self.core, &mut *self.plan);
-        for (salt, need) in plan.needs.iter_mut().filter(|(salt, _)| whose.is_none_or(|whose| whose == **salt)) {
+        plan.is_stuck = false;
+        for (_, need) in plan.needs.iter_mut().filter(|(salt, _)| whose.is_none_or(|whose| whose == **salt)) {
             for op in std::mem::take(&mut need.stores) {
                 let bytes = op.buffer.len() as u64;
                 plan.waiting_bytes -= bytes;
                 core.room.waiting.fetch_sub(1, Ordering::Relaxed);
-                match core.ledger.reserve(*salt, bytes) {
+                match core.reserve_somewhere(&op) {
                     // It is small enough for what is left.
-                    Ok(()) => {
-                        let home = core.home(&op.keyed);
-                        core.mailboxes[home].push(Command::Store(StoreOp { claimed: true, ..op }));
+                    Ok(volume) => {
+                        let home = core.home(&op.keyed, &op.name);
+                        core.mailboxes[home].push(Command::Store(StoreOp { claimed: true, volume, ..op }));
                         self.out.to_wake |= 1 << home;
                     }
                     Err(refusal) => self.out.refused.push((op, core.refused(bytes, refusal))),

@@ -1,4 +1,4 @@
-//! The status socket: `.saltern/status`, where a running engine tells whoever connects how it is.
+//! The status socket: `.saltern/status` of the (first) directory, where a running engine tells whoever connects how it is.
 //!
 //! A stream socket, mode 0600. It gives one JSON document, [`Served`], to each connection and closes it; it reads nothing. One thread
 //! serves one after the other, and takes no more than a second for each; a document is served for [`SERVED_FOR`] before another is made,
@@ -114,8 +114,9 @@ impl Server {
     }
 
     fn try_start(core: &Arc<Core>) -> Result<(Arc<EventFd>, JoinHandle<()>, OwnedFd)> {
-        let state = core.volume.state_dir()?;
-        let path = core.volume.path().join(STATE_DIR).join(SOCKET);
+        let dir = &core.volumes[0].dir;
+        let state = dir.state_dir()?;
+        let path = dir.path().join(STATE_DIR).join(SOCKET);
         let listener = listen(&path, &state).map_err(|errno| Error::io("bind", path, errno))?;
         let stop =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|errno| Error::io("eventfd", "(status)", errno))?;
@@ -199,7 +200,7 @@ fn document(core: &Core, opened: Instant) -> Vec<u8> {
 fn largest_salts(core: &Core) -> Vec<SaltUsage> {
     let (mut largest, mut next) = (Vec::new(), Some(0));
     while let Some(from) = next {
-        let page = core.ledger.page(from, SALT_PAGE_MAX);
+        let page = core.ledger().page(from, SALT_PAGE_MAX);
         largest.extend(page.salts);
         largest.sort_by(|a, b| (b.used_bytes, &a.salt).cmp(&(a.used_bytes, &b.salt)));
         largest.truncate(SALTS_MAX);

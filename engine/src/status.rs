@@ -13,14 +13,14 @@ use crate::watch::{LatenciesStatus, ShardQueues};
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Status {
-    /// Whether every shard runs and the volume is the one that was opened.
+    /// Whether every shard runs and every volume takes part and is the one that was opened.
     pub is_healthy: bool,
     /// Why not, where it is not.
     pub problems: Vec<String>,
     /// What an operator should know although all is well: a snapshot that was ignored, quotas that are not in force.
     pub notes: Vec<String>,
-    /// The volume.
-    pub volume: VolumeStatus,
+    /// The volumes, in the order of their directories.
+    pub volumes: Vec<VolumeStatus>,
     /// How keys become file names.
     pub layout: Layout,
     /// What a store waits for.
@@ -55,11 +55,11 @@ pub struct Status {
     pub queued_objects: u64,
     /// The shards.
     pub shards: Vec<ShardStatus>,
-    /// Whether payloads have checksums; `off` where the file system has no user attributes.
+    /// Whether payloads have checksums; `off` where the file system of a volume has no user attributes.
     pub integrity: Integrity,
-    /// Whether new files get written blocks before they are written: configured, and the device can.
+    /// Whether new files get written blocks before they are written: configured, and the device of every volume can.
     pub write_zeroes: bool,
-    /// Files kept to be overwritten.
+    /// Files kept to be overwritten, on all volumes.
     pub spares: SpareStatus,
     /// The pool of host buffers.
     pub pool: PoolStatus,
@@ -69,17 +69,44 @@ pub struct Status {
     pub counters: Counters,
 }
 
-/// The directory, and what its file system takes.
+/// One volume.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct VolumeStatus {
-    /// Its path.
-    pub dir: String,
+    /// The directory, and what its file system takes.
+    #[serde(flatten)]
+    pub medium: MediumStatus,
+    /// Its number, which homes of keys follow from; null where there is only one volume.
+    pub id: Option<String>,
+    /// Whether it takes part. A volume that failed does not, until the engine is opened again.
+    pub is_up: bool,
     /// Why stores are refused until the volume is opened again; null where they are taken.
     pub read_only: Option<String>,
     /// Whether what was found has to be checked before its first use: the machine went down under an earlier engine, or a sync
     /// failed.
     pub checks_first_use: bool,
+    /// Why it does not take part, or not as it should.
+    pub problems: Vec<String>,
+    /// Bytes of its objects.
+    pub used_bytes: u64,
+    /// Bytes reserved by stores in flight.
+    pub reserved_bytes: u64,
+    /// The configured capacity of each volume.
+    pub capacity_bytes: Option<u64>,
+    /// Bytes that its file system has free; 0 where it does not tell.
+    pub free_bytes: u64,
+    /// Size of its file system; 0 where it does not tell.
+    pub disk_bytes: u64,
+    /// Files kept there to be overwritten.
+    pub spares: SpareStatus,
+}
+
+/// A directory, and what its file system takes.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct MediumStatus {
+    /// Its path.
+    pub dir: String,
     /// `ext4`, `xfs`, ... or the magic number in hexadecimal.
     pub file_system: String,
     /// Whether I/O bypasses the page cache.
@@ -104,6 +131,8 @@ pub struct VolumeStatus {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct ShardStatus {
+    /// The volume that it belongs to: a place in `volumes`.
+    pub volume: u64,
     /// The CPU it is pinned to.
     pub cpu: Option<u32>,
     /// Features of its ring: `single-issuer`, `defer-taskrun`, ...
@@ -136,7 +165,7 @@ pub struct SnapshotStatus {
 #[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
 pub struct SpareStatus {
-    /// Whether files are recycled here: the file system gains from it, and `spare_bytes` is not 0.
+    /// Whether files are recycled: the file system (of any of the volumes) gains from it, and `spare_bytes` is not 0.
     pub is_on: bool,
     /// Spares that there are.
     pub count: u64,
@@ -144,6 +173,18 @@ pub struct SpareStatus {
     pub bytes: u64,
     /// Most bytes that are kept.
     pub limit_bytes: u64,
+}
+
+impl SpareStatus {
+    /// Those of all volumes together.
+    pub(crate) fn of_all(volumes: &[VolumeStatus]) -> Self {
+        volumes.iter().map(|volume| &volume.spares).fold(Self::default(), |all, one| Self {
+            is_on: all.is_on || one.is_on,
+            count: all.count + one.count,
+            bytes: all.bytes + one.bytes,
+            limit_bytes: all.limit_bytes + one.limit_bytes,
+        })
+    }
 }
 
 /// Counts since the engine was opened.
@@ -192,6 +233,10 @@ pub struct Counters {
     pub eviction_errors: u64,
     /// Objects whose file had vanished or had another size.
     pub damaged: u64,
+    /// Files of objects that had another one on a volume that goes before, and were removed.
+    pub twins: u64,
+    /// Objects that went with the volumes that failed.
+    pub lost_objects: u64,
     /// Tickets that the deadline ended.
     pub timeouts: u64,
     /// Bytes that went through a bounce buffer.

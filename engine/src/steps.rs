@@ -27,7 +27,7 @@ pub enum Step {
 
 type Hook = dyn Fn(Step, &ObjectKey) + Send + Sync;
 
-type CloseHook = dyn Fn(&Path, Layout, &AdapterUsage) + Send + Sync;
+type CloseHook = dyn Fn(&[&Path], Layout, &AdapterUsage) + Send + Sync;
 
 /// Called at each step, and when an engine closes, if there is something to call.
 #[derive(Clone, Default)]
@@ -42,15 +42,15 @@ impl Steps {
         Self { step: Some(Arc::new(hook)), close: None }
     }
 
-    /// Calls `hook` as well when an engine has ended all its work, with its directory and what it believes to be there; not when
+    /// Calls `hook` as well when an engine has ended all its work, with its directories and what it believes to be there; not when
     /// it has failed, does not know the directory yet, or its objects do not stay. May panic.
-    pub fn and_at_close(self, hook: impl Fn(&Path, Layout, &AdapterUsage) + Send + Sync + 'static) -> Self {
+    pub fn and_at_close(self, hook: impl Fn(&[&Path], Layout, &AdapterUsage) + Send + Sync + 'static) -> Self {
         Self { close: Some(Arc::new(hook)), ..self }
     }
 
-    pub(crate) fn at_close(&self, dir: &Path, layout: Layout, usage: impl FnOnce() -> AdapterUsage) {
+    pub(crate) fn at_close(&self, dirs: &[&Path], layout: Layout, usage: impl FnOnce() -> AdapterUsage) {
         if let Some(hook) = &self.close {
-            hook(dir, layout, &usage());
+            hook(dirs, layout, &usage());
         }
     }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use saltern::steps::Steps;
-use saltern::{AdapterUsage, Engine, Layout, ObjectKey};
+use saltern::{AdapterUsage, Engine, Layout, ObjectKey, VolumeStatus};
 
 use crate::wait::until;
 
@@ -36,6 +36,21 @@ impl Disk {
         let depth = if layout == Layout::NixlSharded { 2 } else { 0 };
         disk.walk(dir, Path::new(""), layout, depth);
         disk
+    }
+
+    /// Adds what another directory holds.
+    ///
+    /// # Panics
+    /// When a name is in both.
+    pub fn add(&mut self, other: Self) {
+        for (salt, bytes) in other.bytes_by_salt {
+            *self.bytes_by_salt.entry(salt).or_default() += bytes;
+        }
+        for (name, bytes) in other.files {
+            assert_eq!(self.files.insert(name.clone(), bytes), None, "{name} is in two directories");
+        }
+        self.bytes += other.bytes;
+        self.others.extend(other.others);
     }
 
     fn walk(&mut self, dir: &Path, below: &Path, layout: Layout, depth: usize) {
@@ -125,14 +140,12 @@ pub fn leave_books_unchecked() {
 
 /// Adds a check to the steps of an engine: when it closes, what it says of each salt is what is on disk.
 pub fn checked(steps: Steps) -> Steps {
-    steps.and_at_close(|dir, layout, usage| {
+    steps.and_at_close(|dirs, layout, usage| {
         // A test that has failed already says more.
         if !std::thread::panicking() && !IS_UNCHECKED.load(Ordering::Relaxed) {
-            assert_eq!(
-                by_salt(usage),
-                Disk::read(dir, layout).bytes_by_salt,
-                "usage by salt at close, and what is on disk"
-            );
+            let mut disk = Disk::default();
+            dirs.iter().for_each(|dir| disk.add(Disk::read(dir, layout)));
+            assert_eq!(by_salt(usage), disk.bytes_by_salt, "usage by salt at close, and what is on disk");
         }
     })
 }
@@ -143,18 +156,36 @@ fn by_salt(usage: &AdapterUsage) -> BTreeMap<String, u64> {
 
 /// Checks an idle engine's accounts against the directory, by salt and in total; gives what is on disk.
 pub fn assert_books(engine: &Engine, dir: &Path, layout: Layout) -> Disk {
+    let disk = assert_books_of(engine, &[dir.to_owned()], layout);
+    assert_eq!(engine.status().objects, disk.files.len() as u64, "objects, and files on disk");
+    disk
+}
+
+/// As [`assert_books`], of an engine over several directories: each by itself, and all together.
+pub fn assert_books_of(engine: &Engine, dirs: &[PathBuf], layout: Layout) -> Disk {
     until("no object is queued", || engine.status().queued_objects == 0);
     until("no byte is reserved", || engine.status().reserved_bytes == 0);
-    let (usage, disk, status) = (engine.usage(), Disk::read(dir, layout), engine.status());
+    let (usage, status) = (engine.usage(), engine.status());
+    let mut disk = Disk::default();
+    for dir in dirs {
+        let one = Disk::read(dir, layout);
+        let is_it = |volume: &&VolumeStatus| status.volumes.len() == 1 || Path::new(&volume.medium.dir) == dir;
+        let volume = status.volumes.iter().find(is_it).expect("one of the engine's");
+        assert_eq!((volume.used_bytes, volume.reserved_bytes), (one.bytes, 0), "{}", dir.display());
+        let spares = spares(dir);
+        let counted = (volume.spares.count, volume.spares.bytes);
+        assert_eq!(counted, (spares.len() as u64, spares.iter().sum()), "spares of {}", dir.display());
+        assert!(volume.spares.bytes <= volume.spares.limit_bytes, "{:?}", volume.spares);
+        disk.add(one);
+    }
     assert_eq!(by_salt(&usage), disk.bytes_by_salt, "usage by salt, and what is on disk");
     assert_eq!(usage.total_bytes_used, disk.bytes, "usage, and what is on disk");
-    assert_eq!(status.objects, disk.files.len() as u64, "objects, and files on disk");
+    assert_eq!(status.objects + status.latent_objects, disk.files.len() as u64, "objects, and files on disk");
     assert_eq!(status.used_bytes, disk.bytes, "status, and what is on disk");
     assert_eq!(status.counters.ledger_underflows, 0);
     assert!(engine.salts(0, usize::MAX).salts.iter().all(|salt| salt.underflows == 0), "underflows of a salt");
-    let spares = spares(dir);
-    assert_eq!((status.spares.count, status.spares.bytes), (spares.len() as u64, spares.iter().sum()), "spares");
-    assert!(status.spares.bytes <= status.spares.limit_bytes, "{:?}", status.spares);
+    let all = status.volumes.iter().map(|volume| volume.spares.bytes).sum::<u64>();
+    assert_eq!(status.spares.bytes, all, "spares");
     disk
 }
 

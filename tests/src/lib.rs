@@ -18,7 +18,7 @@ mod seed;
 mod talk;
 mod wait;
 
-pub use disk::{Disk, TMP, assert_books, checked, file_name, leave_books_unchecked, unfinished};
+pub use disk::{Disk, TMP, assert_books, assert_books_of, checked, file_name, leave_books_unchecked, unfinished};
 pub use keys::{key, payload, salted, varied};
 pub use lend::{Arena, GUARD_BYTES, Lender, Loan, Memory, Watch};
 pub use listen::Recorder;
@@ -27,5 +27,5 @@ pub use mount::{LoopMount, Unmountable};
 pub use openmetrics::{Exposition, Family};
 pub use scratch::Scratch;
 pub use seed::Seed;
-pub use talk::{config, find, get, open, put, remove};
+pub use talk::{beside, config, find, get, open, over, put, remove};
 pub use wait::{WAIT_MAX, block_on, done, until};

@@ -21,6 +21,19 @@ pub fn config(dir: impl Into<PathBuf>) -> Config {
     config
 }
 
+/// Directories of several volumes: this one, and others beside it. Nothing is created.
+pub fn beside(dir: &Path, volumes: usize) -> Vec<PathBuf> {
+    let name = dir.file_name().expect("a name").to_str().expect("text");
+    (0..volumes).map(|n| if n == 0 { dir.to_owned() } else { dir.with_file_name(format!("{name}-{n}")) }).collect()
+}
+
+/// As [`config`], over several directories.
+pub fn over(dirs: &[PathBuf]) -> Config {
+    let mut config = config(&dirs[0]);
+    config.more_dirs = dirs[1..].to_vec();
+    config
+}
+
 /// Opens with [`config`].
 pub fn open(dir: &Path) -> Engine {
     Engine::open(config(dir)).expect("open")

@@ -137,7 +137,7 @@ fn heading(dir: &Path, served: &Value) -> String {
         human::plural(status["shards"].as_array().map_or(0, Vec::len) as u64, "shard"),
         status["integrity"].as_str().unwrap_or("?"),
         status["durability"].as_str().unwrap_or("?"),
-        status["volume"]["file_system"].as_str().unwrap_or("?"),
+        status["volumes"][0]["file_system"].as_str().unwrap_or("?"),
     )
 }
 

@@ -10,7 +10,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Entered, Entry, Epoch, Index, Keyed, PARTITIONS, State, hash_of};
+use super::{Entered, Entry, Epoch, Held, Index, Keyed, Origin, PARTITIONS, State, hash_of};
+use crate::discover::Seen;
 use crate::events::EventKind;
 use crate::key::{ChunkHash, ObjectKey, Scope};
 use crate::ledger::{Ledger, SaltId};
@@ -53,7 +54,8 @@ impl Index {
 
     /// Enters a hint; false when the key is there already. The ledger is told by the caller. Listeners are not: called before there
     /// can be any.
-    pub(crate) fn add_hint(&self, scope: &HintScope, chunk: ChunkHash, bytes: u64, used_ns: u64) -> bool {
+    pub(crate) fn add_hint(&self, scope: &HintScope, chunk: ChunkHash, object: Held, used_ns: u64) -> bool {
+        let Held { bytes, volume } = object;
         let hash = chunk.hash64(scope.hash);
         let mut partition = self.partition(hash);
         if partition.find(hash, scope.id, &chunk).is_some() {
@@ -69,7 +71,7 @@ impl Index {
             lease: 0,
             loads: 0,
             state: State::Hinted,
-            recovered: true,
+            origin: Origin::found(volume),
         });
         self.objects.fetch_add(1, Ordering::Relaxed);
         self.hints.fetch_add(1, Ordering::Relaxed);
@@ -88,13 +90,13 @@ impl Index {
     }
 
     /// The file of a hint was looked for since `seen`: gives its size and time, if it is there. `recount` moves the key's bytes in the
-    /// ledger from one amount to another; it is called with the partition locked.
+    /// ledger, from one volume to another as well; it is called with the partition locked.
     pub(crate) fn settle_hint(
         &self,
         keyed: &Keyed,
-        found: Option<(u64, u64)>,
+        found: Option<Seen>,
         seen: Epoch,
-        recount: impl FnOnce(u64, u64),
+        recount: impl FnOnce(Held, Option<Held>),
     ) -> Entered {
         let mut partition = self.partition(keyed.hash);
         // Without an entry somebody else has found that there is no file: that is looked at again, as for any absent key.
@@ -104,25 +106,27 @@ impl Index {
         if entry.state != State::Hinted {
             return Entered::Known;
         }
-        if is_stale {
+        if is_stale || found.is_some_and(|found| self.is_lost(found.object.volume)) {
             return Entered::Stale;
         }
-        let before = entry.bytes;
+        let held = entry.held();
+        let before = held.bytes;
         self.hints.fetch_sub(1, Ordering::Relaxed);
-        let Some((bytes, modified_ns)) = found else {
-            recount(before, 0);
+        let Some(Seen { object, modified_ns }) = found else {
+            recount(held, None);
             partition.remove(keyed);
             self.objects.fetch_sub(1, Ordering::Relaxed);
             self.hub.push(EventKind::Deleted, before, || keyed.key.clone());
             return Entered::Gone;
         };
-        entry.state = State::Present;
+        let bytes = object.bytes;
+        recount(held, Some(object));
+        (entry.state, entry.origin) = (State::Present, Origin::found(object.volume));
         if bytes == before {
             entry.used_ns = entry.used_ns.max(modified_ns);
         } else {
             // Another object than the one whose use is remembered.
             (entry.bytes, entry.used_ns) = (bytes, modified_ns);
-            recount(before, bytes);
             self.hub.push(EventKind::Deleted, before, || keyed.key.clone());
             self.hub.push(EventKind::Recovered, bytes, || keyed.key.clone());
         }
@@ -140,6 +144,15 @@ impl Index {
         let partition = self.partition(hash);
         let slot = partition.find(hash, scope, key.chunk_hash());
         slot.is_some_and(|slot| partition.entries[slot as usize].state == State::Hinted)
+    }
+
+    /// What the snapshot told of this key, if nobody has looked yet.
+    pub(crate) fn hinted(&self, keyed: &Keyed) -> Option<Held> {
+        if self.hints() == 0 {
+            return None;
+        }
+        let mut partition = self.partition(keyed.hash);
+        partition.get(keyed).filter(|entry| entry.state == State::Hinted).map(|entry| entry.held())
     }
 
     /// Hints that nobody has settled.

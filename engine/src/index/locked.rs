@@ -19,15 +19,15 @@ impl Locked<'_> {
             .flat_map(|partition| partition.table.iter().map(|slot| &partition.entries[*slot as usize]))
     }
 
-    /// The objects that were stored, not found.
-    pub(crate) fn own(&self) -> Vec<ObjectKey> {
-        let own = self.entries().filter(|entry| entry.state != State::Storing && !entry.recovered);
-        own.map(|entry| self.key(entry)).collect()
+    /// The objects that were stored, not found, and the volume of each.
+    pub(crate) fn own(&self) -> Vec<(ObjectKey, usize)> {
+        let own = self.entries().filter(|entry| entry.state != State::Storing && !entry.origin.is_found());
+        own.map(|entry| (self.key(entry), entry.origin.volume())).collect()
     }
 
-    /// The keys' hashes of all objects.
-    pub(crate) fn hashes(&self) -> Vec<u64> {
-        self.entries().map(|entry| entry.hash).collect()
+    /// The keys' hashes of all objects of a volume.
+    pub(crate) fn hashes(&self, volume: usize) -> Vec<u64> {
+        self.entries().filter(|entry| entry.origin.volume() == volume).map(|entry| entry.hash).collect()
     }
 
     fn key(&self, entry: &Entry) -> ObjectKey {
@@ -39,7 +39,7 @@ impl Locked<'_> {
         let mut present: Vec<(u64, Event)> = Vec::with_capacity(self.index.objects() as usize);
         // What is doomed was announced, and its deletion will be.
         for entry in self.entries().filter(|entry| entry.state != State::Storing) {
-            let kind = if entry.recovered { EventKind::Recovered } else { EventKind::Stored };
+            let kind = if entry.origin.is_found() { EventKind::Recovered } else { EventKind::Stored };
             let key = self.key(entry);
             present.push((entry.used_ns, Event { kind, key, bytes: entry.bytes }));
         }

@@ -15,6 +15,7 @@
 
 mod hints;
 mod locked;
+mod lost;
 mod order;
 mod page;
 mod victims;
@@ -29,6 +30,7 @@ use crossbeam::utils::CachePadded;
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
+use crate::config::VOLUMES_MAX;
 use crate::error::{Error, Result};
 use crate::events::{EventKind, Hub};
 use crate::eviction::PolicyKind;
@@ -102,7 +104,40 @@ struct Entry {
     lease: u32,
     loads: u16,
     state: State,
-    recovered: bool,
+    origin: Origin,
+}
+
+/// Where an object's file is, and whether it was found there, not stored. One byte: an entry is paid a million times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Origin(u8);
+
+impl Origin {
+    const FOUND: u8 = 1 << 7;
+
+    fn stored(volume: usize) -> Self {
+        Self(volume as u8)
+    }
+
+    fn found(volume: usize) -> Self {
+        Self(volume as u8 | Self::FOUND)
+    }
+
+    fn volume(self) -> usize {
+        usize::from(self.0 & !Self::FOUND)
+    }
+
+    fn is_found(self) -> bool {
+        self.0 & Self::FOUND != 0
+    }
+}
+
+const _: () = assert!(VOLUMES_MAX <= Origin::FOUND as usize);
+
+/// An object that is held for its caller: its size, and the volume that has its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) bytes: u64,
+    pub(crate) volume: usize,
 }
 
 const _: () = assert!(size_of::<Entry>() <= 88, "an entry is paid a million times");
@@ -161,13 +196,25 @@ impl Partition {
 
     fn remove(&mut self, keyed: &Keyed) -> Option<(u64, bool)> {
         let slot = self.slot(keyed)?;
-        if let Ok(found) = self.table.find_entry(keyed.hash, |other| *other == slot) {
+        let (bytes, _) = self.vacate(slot);
+        Some((bytes, self.entries[slot as usize].state == State::Doomed))
+    }
+
+    /// Whether a slot holds an entry, not what is left of one.
+    fn is_taken(&self, slot: u32) -> bool {
+        self.table.find(self.entries[slot as usize].hash, |other| *other == slot).is_some()
+    }
+
+    /// Takes an entry out; gives its bytes and its scope.
+    fn vacate(&mut self, slot: u32) -> (u64, u32) {
+        let hash = self.entries[slot as usize].hash;
+        if let Ok(found) = self.table.find_entry(hash, |other| *other == slot) {
             found.remove();
         }
         self.free.push(slot);
         self.epoch += 1;
         let entry = &self.entries[slot as usize];
-        Some((entry.bytes, entry.state == State::Doomed))
+        (entry.bytes, entry.scope)
     }
 }
 
@@ -185,6 +232,8 @@ pub(crate) struct Index {
     objects: AtomicU64,
     /// How many of them are hints.
     hints: AtomicU64,
+    /// Volumes that were lost, a bit each: nothing is entered for them. Looked at with a partition locked.
+    lost: AtomicU64,
     hub: Arc<Hub>,
     /// Where the engine evicts.
     order: Option<Order>,
@@ -228,6 +277,7 @@ impl Index {
             scope_ids: RwLock::default(),
             objects: AtomicU64::new(0),
             hints: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
             hub,
             order: eviction.map(|(kind, bytes)| Order::new(kind, bytes)),
             start: Instant::now(),
@@ -349,21 +399,26 @@ impl Index {
             lease: 0,
             loads: 0,
             state: State::Storing,
-            recovered: false,
+            origin: Origin::stored(0),
         });
         BeginStore::New
     }
 
-    /// The object is published: from now on it is found.
-    pub(crate) fn commit_store(&self, keyed: &Keyed, bytes: u64) {
+    /// The object is published: from now on it is found. False when its volume was lost meanwhile: then the claim is still there.
+    pub(crate) fn commit_store(&self, keyed: &Keyed, bytes: u64, volume: usize) -> bool {
         let mut partition = self.partition(keyed.hash);
+        if self.is_lost(volume) {
+            return false;
+        }
         let slot = partition.slot(keyed).expect("a store's claim stays until it is committed or given up");
         let entry = &mut partition.entries[slot as usize];
         assert_eq!(entry.state, State::Storing, "only the claim's owner ends it");
         (entry.bytes, entry.used_ns, entry.state) = (bytes, now_ns(), State::Present);
+        entry.origin = Origin::stored(volume);
         self.note_insert(&partition, slot);
         self.objects.fetch_add(1, Ordering::Relaxed);
         self.hub.push(EventKind::Stored, bytes, || keyed.key.clone());
+        true
     }
 
     /// Gives the claim of a store up.
@@ -371,25 +426,25 @@ impl Index {
         self.partition(keyed.hash).remove(keyed);
     }
 
-    /// The size of the object, which stays until `end_load`; `None` is a miss.
-    pub(crate) fn begin_load(&self, keyed: &Keyed) -> Option<u64> {
+    /// The object, which stays until `end_load`; `None` is a miss.
+    pub(crate) fn begin_load(&self, keyed: &Keyed) -> Option<Held> {
         let mut partition = self.partition(keyed.hash);
         let entry = partition.get(keyed).filter(|entry| entry.state == State::Present)?;
         entry.loads = entry.loads.checked_add(1)?;
-        Some(entry.bytes)
+        Some(entry.held())
     }
 
-    /// Ends a load. When the object is doomed and this was its last load, gives its size: the caller removes it.
-    pub(crate) fn end_load(&self, keyed: &Keyed, used: bool) -> Option<u64> {
+    /// Ends a load. When the object is doomed and this was its last load, gives it: the caller removes it.
+    pub(crate) fn end_load(&self, keyed: &Keyed, used: bool) -> Option<Held> {
         let mut partition = self.partition(keyed.hash);
         let slot = partition.slot(keyed)?;
         let entry = &mut partition.entries[slot as usize];
         entry.loads -= 1;
-        let (state, loads, bytes) = (entry.state, entry.loads, entry.bytes);
+        let (state, loads, held) = (entry.state, entry.loads, entry.held());
         if used && state == State::Present {
             self.used(&mut partition, slot, keyed);
         }
-        (state == State::Doomed && loads == 0).then_some(bytes)
+        (state == State::Doomed && loads == 0).then_some(held)
     }
 
     /// An object was used.
@@ -416,11 +471,11 @@ impl Index {
         }
     }
 
-    /// Takes an object out of sight, to be deleted; gives its size.
+    /// Takes an object out of sight, to be deleted.
     ///
     /// # Errors
     /// [`Error::NotFound`], and [`Error::Pinned`] when it is pinned or being loaded.
-    pub(crate) fn begin_delete(&self, keyed: &Keyed) -> Result<u64> {
+    pub(crate) fn begin_delete(&self, keyed: &Keyed) -> Result<Held> {
         let now = self.now_ticks();
         let mut partition = self.partition(keyed.hash);
         let Some(slot) = partition.slot(keyed) else {
@@ -431,12 +486,12 @@ impl Index {
         if entry.state != State::Present {
             return Err(Error::NotFound);
         }
-        let (bytes, pins, loads) = (entry.bytes, entry.live_pins(now), u32::from(entry.loads));
+        let (held, pins, loads) = (entry.held(), entry.live_pins(now), u32::from(entry.loads));
         if pins > 0 || loads > 0 {
             return Err(Error::Pinned { pins, loads });
         }
         self.hide(&mut partition, slot, keyed);
-        Ok(bytes)
+        Ok(held)
     }
 
     /// The file is gone: the entry goes too.
@@ -448,34 +503,76 @@ impl Index {
         self.hub.push(EventKind::Deleted, bytes, || keyed.key.clone());
     }
 
-    /// The file could not be removed: the object is back.
-    pub(crate) fn abort_delete(&self, keyed: &Keyed) {
+    /// The object, if there is one that answers.
+    pub(crate) fn present(&self, keyed: &Keyed) -> Option<Held> {
+        let mut partition = self.partition(keyed.hash);
+        partition.get(keyed).filter(|entry| entry.state == State::Present).map(|entry| entry.held())
+    }
+
+    /// An object has another file of the same key, on another volume, which stands for it from now on. Called by the key's home
+    /// shard; false when it is not there any more.
+    pub(crate) fn relocate(&self, keyed: &Keyed, to: Held) -> bool {
+        let mut partition = self.partition(keyed.hash);
+        let Some(slot) = partition.slot(keyed) else { return false };
+        let entry = &mut partition.entries[slot as usize];
+        if entry.state != State::Present || self.is_lost(to.volume) {
+            return false;
+        }
+        let old_bytes = entry.bytes;
+        if old_bytes == to.bytes {
+            entry.origin = Origin::found(to.volume);
+            return true;
+        }
+        // Listeners and lists know an object by its size.
+        self.note(&partition, || Change::Remove(self.id(keyed.hash, slot)));
+        self.hub.push(EventKind::Deleted, old_bytes, || keyed.key.clone());
+        let entry = &mut partition.entries[slot as usize];
+        (entry.bytes, entry.origin) = (to.bytes, Origin::found(to.volume));
+        self.note_insert(&partition, slot);
+        self.hub.push(EventKind::Recovered, to.bytes, || keyed.key.clone());
+        true
+    }
+
+    /// The file could not be removed: the object is back. False when its volume was lost meanwhile: then it is still on its way out.
+    pub(crate) fn abort_delete(&self, keyed: &Keyed) -> bool {
         let mut partition = self.partition(keyed.hash);
         if let Some(slot) = partition.slot(keyed) {
+            if self.is_lost(partition.entries[slot as usize].origin.volume()) {
+                return false;
+            }
             partition.entries[slot as usize].state = State::Present;
             self.note_insert(&partition, slot);
         }
+        true
     }
 
-    /// Calls `note` if the key is absent and nothing was removed since `seen`; no change of the key comes between.
-    pub(crate) fn if_absent<T>(&self, keyed: &Keyed, seen: Epoch, note: impl FnOnce() -> T) -> Result<T, Entered> {
+    /// Calls `note` if the key is absent, its volume is not lost, and nothing was removed since `seen`; no change of the key comes
+    /// between.
+    pub(crate) fn if_absent<T>(
+        &self,
+        keyed: &Keyed,
+        volume: usize,
+        seen: Epoch,
+        note: impl FnOnce() -> T,
+    ) -> Result<T, Entered> {
         let mut partition = self.partition(keyed.hash);
         if partition.get(keyed).is_some() {
             return Err(Entered::Known);
         }
-        if partition.epoch != seen.0 {
+        if partition.epoch != seen.0 || self.is_lost(volume) {
             return Err(Entered::Stale);
         }
         Ok(note())
     }
 
     /// Enters an object that was seen on disk.
-    pub(crate) fn insert_recovered(&self, keyed: &Keyed, bytes: u64, used_ns: u64, seen: Epoch) -> Entered {
+    pub(crate) fn insert_recovered(&self, keyed: &Keyed, object: Held, used_ns: u64, seen: Epoch) -> Entered {
+        let Held { bytes, volume } = object;
         let mut partition = self.partition(keyed.hash);
         if partition.get(keyed).is_some() {
             return Entered::Known;
         }
-        if partition.epoch != seen.0 {
+        if partition.epoch != seen.0 || self.is_lost(volume) {
             return Entered::Stale;
         }
         let slot = partition.insert(Entry {
@@ -488,7 +585,7 @@ impl Index {
             lease: 0,
             loads: 0,
             state: State::Present,
-            recovered: true,
+            origin: Origin::found(volume),
         });
         self.note_insert(&partition, slot);
         self.objects.fetch_add(1, Ordering::Relaxed);
@@ -503,6 +600,10 @@ impl Index {
 }
 
 impl Entry {
+    fn held(&self) -> Held {
+        Held { bytes: self.bytes, volume: self.origin.volume() }
+    }
+
     fn live_pins(&self, now: u32) -> u32 {
         if self.lease.wrapping_sub(now) as i32 > 0 { self.pins } else { 0 }
     }

@@ -46,9 +46,9 @@ impl Index {
         (found, None)
     }
 
-    /// What a snapshot keeps of each object, the oldest use first, and the scopes that there are. Copied in short steps: what is there
+    /// What a snapshot keeps of each object of a volume, the oldest use first, and the scopes that there are. Copied in short steps: what is there
     /// throughout is in it once, what comes or goes meanwhile may be.
-    pub(crate) fn records(&self) -> (Vec<Arc<Scope>>, Vec<Record>) {
+    pub(crate) fn records(&self, volume: usize) -> (Vec<Arc<Scope>>, Vec<Record>) {
         let mut scopes: Vec<Arc<Scope>> = Vec::new();
         // The snapshot numbers those that have objects.
         let mut numbers: HashMap<u32, u32> = HashMap::new();
@@ -68,7 +68,8 @@ impl Index {
                 let Some(rest) = entries.get(from..).filter(|rest| !rest.is_empty()) else { break };
                 let step = &rest[..rest.len().min(SNAPSHOT_SLOTS)];
                 from += step.len();
-                step.iter().filter(|entry| entry.state == State::Present).for_each(&mut add);
+                let is_there = |entry: &&Entry| entry.state == State::Present && entry.origin.volume() == volume;
+                step.iter().filter(is_there).for_each(&mut add);
             }
         }
         records.sort_unstable_by(|a, b| (a.used_ns, &a.chunk).cmp(&(b.used_ns, &b.chunk)));

@@ -1,7 +1,7 @@
 //! What the index gives to those who make room: victims, taken out of sight, and the seed of their order.
 
 use super::order::{Change, Whose};
-use super::{Entry, Index, Keyed, PARTITIONS, Partition, State};
+use super::{Entry, Held, Index, Keyed, PARTITIONS, Partition, State};
 use crate::eviction::{Id, Object};
 use crate::key::ObjectKey;
 
@@ -9,7 +9,7 @@ use crate::key::ObjectKey;
 #[derive(Debug)]
 pub(crate) struct Victim {
     pub(crate) keyed: Keyed,
-    pub(crate) bytes: u64,
+    pub(crate) held: Held,
 }
 
 /// The answer to who should go.
@@ -82,7 +82,7 @@ impl Index {
                     let known = &self.scopes[entry.scope as usize];
                     let key = ObjectKey::from_parts(known.scope.clone(), entry.chunk.clone());
                     let keyed = Keyed { key, salt: known.salt, hash: entry.hash, scope: entry.scope };
-                    return Found::Victim(Victim { keyed, bytes: entry.bytes });
+                    return Found::Victim(Victim { keyed, held: entry.held() });
                 }
             }
         }

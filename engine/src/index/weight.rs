@@ -21,13 +21,13 @@ fn fill(index: &Index, ledger: &Ledger, scope: &Arc<Scope>, numbers: std::ops::R
         if n >= OBJECTS {
             let Found::Victim(victim) = index.take_victim(Whose::All, &mut 1) else { panic!("there is a victim") };
             index.end_delete(&victim.keyed);
-            deltas.deleted(victim.keyed.salt, victim.bytes);
+            deltas.deleted(victim.keyed.salt, victim.held.bytes);
         }
         let mut hash = [0; 32];
         hash[..8].copy_from_slice(&n.to_le_bytes());
         let keyed = index.keyed(&scope.key(&hash).unwrap(), ledger);
         assert_eq!(index.begin_store(&keyed), BeginStore::New);
-        index.commit_store(&keyed, OBJECT_BYTES);
+        assert!(index.commit_store(&keyed, OBJECT_BYTES, 0));
         // Used once more, so that ARC keeps a ghost of it.
         assert_eq!(index.begin_store(&keyed), BeginStore::Present);
         deltas.recovered(keyed.salt, OBJECT_BYTES);

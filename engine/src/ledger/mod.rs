@@ -47,8 +47,10 @@ pub struct NoRoom {
 /// Which bound a reservation would pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The adapter's capacity.
+    /// The adapter's capacity: another adapter may have room.
     Capacity(NoRoom),
+    /// The capacity of all adapters together.
+    Shared(NoRoom),
     /// The salt's quota.
     Quota(NoRoom),
 }
@@ -96,10 +98,19 @@ struct Adapter {
 
 struct State {
     adapters: Vec<Adapter>,
+    /// Over all adapters.
+    capacity: Option<u64>,
+    total: Account,
     salts: Vec<Salt>,
     ids: HashMap<Arc<str>, SaltId>,
     default_quota: u64,
     underflows: u64,
+}
+
+impl State {
+    fn capacity(&self) -> Option<u64> {
+        self.capacity.or_else(|| self.adapters.iter().map(|adapter| adapter.capacity).sum())
+    }
 }
 
 struct Shared {
@@ -130,8 +141,15 @@ pub struct Ledger {
 impl Ledger {
     /// An empty state with one adapter of this capacity; `None` is no limit.
     pub fn new(capacity_bytes: Option<u64>) -> Self {
+        Self::within(None, capacity_bytes)
+    }
+
+    /// As [`Ledger::new`], with a capacity for all adapters of the state together as well.
+    pub fn within(shared_bytes: Option<u64>, capacity_bytes: Option<u64>) -> Self {
         let state = State {
             adapters: vec![Adapter { capacity: capacity_bytes, ..Adapter::default() }],
+            capacity: shared_bytes,
+            total: Account::default(),
             salts: Vec::new(),
             ids: HashMap::new(),
             default_quota: UNLIMITED,
@@ -171,8 +189,8 @@ impl Ledger {
         &self.shared.names[salt.index()]
     }
 
-    /// Reserves room for one object, if it fits beside all that is used and reserved: into this adapter's capacity, and into
-    /// the salt's quota.
+    /// Reserves room for one object, if it fits beside all that is used and reserved: into the capacity of all, into this adapter's,
+    /// and into the salt's quota.
     ///
     /// # Errors
     /// [`Refusal`]; nothing is reserved then.
@@ -180,6 +198,12 @@ impl Ledger {
         let state = &mut *self.shared.state.lock();
         let adapter = &mut state.adapters[self.adapter];
         let account = &mut state.salts[salt.index()];
+        if let Some(capacity) = state.capacity {
+            let free = capacity.saturating_sub(state.total.taken());
+            if bytes > free {
+                return Err(Refusal::Shared(NoRoom { free, capacity }));
+            }
+        }
         if let Some(capacity) = self.capacity {
             let free = capacity.saturating_sub(adapter.total.taken());
             if bytes > free {
@@ -193,8 +217,33 @@ impl Ledger {
             }
         }
         account.account.reserved += bytes;
+        state.total.reserved += bytes;
         adapter.total.reserved += bytes;
         adapter.salts[salt.index()].reserved += bytes;
+        Ok(())
+    }
+
+    /// Makes a reservation another adapter's of the state, where that has room.
+    ///
+    /// # Errors
+    /// Its capacity would be passed; nothing has changed then.
+    pub fn hand_over(&self, to: &Self, salt: SaltId, bytes: u64) -> Result<(), NoRoom> {
+        let state = &mut *self.shared.state.lock();
+        if let Some(capacity) = to.capacity {
+            let free = capacity.saturating_sub(state.adapters[to.adapter].total.taken());
+            if bytes > free {
+                return Err(NoRoom { free, capacity });
+            }
+        }
+        // What this adapter does not have cannot move: the sums would not add up any more.
+        let from = &mut state.adapters[self.adapter];
+        let (_, moved, below) = from.salts[salt.index()].shift(0, -(bytes as i64));
+        from.total.moved(0, moved);
+        let to = &mut state.adapters[to.adapter];
+        to.salts[salt.index()].moved(0, -moved);
+        to.total.moved(0, -moved);
+        state.salts[salt.index()].underflows += below;
+        state.underflows += below;
         Ok(())
     }
 
@@ -207,6 +256,7 @@ impl Ledger {
             let (used, reserved, below) = adapter.salts[id.index()].shift(change.used, change.reserved);
             let salt = &mut state.salts[id.index()];
             salt.account.moved(used, reserved);
+            state.total.moved(used, reserved);
             adapter.total.moved(used, reserved);
             if below > 0 {
                 salt.underflows += below;
@@ -225,11 +275,10 @@ impl Ledger {
         self.snapshot(total, self.capacity, used)
     }
 
-    /// Bytes in use through all adapters of the state. The capacity is the sum, where all have one.
+    /// Bytes in use through all adapters of the state, and the capacity as [`Ledger::shared_capacity_bytes`] has it.
     pub fn shared_usage(&self) -> AdapterUsage {
         let state = self.shared.state.lock();
-        let capacity = state.adapters.iter().map(|adapter| adapter.capacity).sum();
-        let total = state.adapters.iter().map(|adapter| adapter.total.used).sum();
+        let (capacity, total) = (state.capacity(), state.total.used);
         let used: Vec<u64> = state.salts.iter().map(|salt| salt.account.used).collect();
         drop(state);
         self.snapshot(total, capacity, used)
@@ -313,6 +362,17 @@ impl Ledger {
     /// Bytes used, and bytes reserved for stores in flight, through this adapter.
     pub fn totals(&self) -> (u64, u64) {
         let total = self.shared.state.lock().adapters[self.adapter].total;
+        (total.used, total.reserved)
+    }
+
+    /// The capacity of all adapters together: their own, or the sum of each one's where all have one.
+    pub fn shared_capacity_bytes(&self) -> Option<u64> {
+        self.shared.state.lock().capacity()
+    }
+
+    /// Bytes used, and bytes reserved for stores in flight, through all adapters.
+    pub fn shared_totals(&self) -> (u64, u64) {
+        let total = self.shared.state.lock().total;
         (total.used, total.reserved)
     }
 

@@ -195,3 +195,42 @@ fn ten_thousand_salts_cost_the_hot_path_no_memory() {
     assert_eq!(info.count_total, 0, "{info:?}");
     assert_eq!(check(&ledger), 150 * 64 * 10);
 }
+
+#[test]
+fn adapters_share_a_capacity_beside_their_own() {
+    let first = Ledger::within(Some(100), Some(70));
+    let second = first.join(Some(70));
+    let salt = first.salt("a");
+    first.reserve(salt, 70).unwrap();
+    assert_eq!(first.reserve(salt, 1), Err(Refusal::Capacity(NoRoom { free: 0, capacity: 70 })));
+    assert_eq!(second.reserve(salt, 31), Err(Refusal::Shared(NoRoom { free: 30, capacity: 100 })));
+    second.reserve(salt, 30).unwrap();
+    assert_eq!(first.shared_totals(), (0, 100));
+    assert_eq!((first.shared_capacity_bytes(), second.shared_usage().total_capacity_bytes), (Some(100), 100));
+    let mut deltas = Deltas::new();
+    deltas.cancelled(salt, 30);
+    second.apply(&deltas);
+    assert_eq!(second.shared_totals(), (0, 70));
+}
+
+#[test]
+fn a_reservation_moves_to_another_adapter_that_has_room() {
+    let first = Ledger::within(Some(100), None);
+    let second = first.join(Some(50));
+    let salt = first.salt("a");
+    first.reserve(salt, 60).unwrap();
+    assert_eq!(first.hand_over(&second, salt, 60), Err(NoRoom { free: 50, capacity: 50 }));
+    assert_eq!((first.totals(), second.totals()), ((0, 60), (0, 0)));
+    first.hand_over(&second, salt, 40).unwrap();
+    assert_eq!((first.totals(), second.totals(), first.shared_totals()), ((0, 20), (0, 40), (0, 60)));
+    assert_eq!(first.reserved(salt), 60);
+    let mut deltas = Deltas::new();
+    deltas.stored(salt, 40);
+    second.apply(&deltas);
+    assert_eq!((check(&second), check(&first), first.shared_totals()), (40, 0, (40, 20)));
+    assert_eq!(first.underflows(), 0);
+    // What is not reserved does not move, and is counted as what it is.
+    first.hand_over(&second, salt, 21).unwrap_err();
+    second.hand_over(&first, salt, 5).unwrap();
+    assert_eq!((first.totals(), second.totals(), first.underflows()), ((0, 20), (40, 0), 1));
+}

@@ -132,8 +132,9 @@ impl Ring {
     }
 
     /// Keeps a descriptor open for as long as the ring, or a request of it, lives: beyond the end of the process.
-    pub(crate) fn hold(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        self.uring.submitter().register_files(&[fd.as_raw_fd()]).map_err(|error| Error::RingUnavailable {
+    pub(crate) fn hold<'a>(&self, fds: impl Iterator<Item = BorrowedFd<'a>>) -> Result<()> {
+        let fds: Vec<_> = fds.map(|fd| fd.as_raw_fd()).collect();
+        self.uring.submitter().register_files(&fds).map_err(|error| Error::RingUnavailable {
             cause: format!("registering a file failed: {error}"),
             remedy: "update the kernel (5.15 or newer)",
         })

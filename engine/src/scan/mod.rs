@@ -19,7 +19,7 @@ use crate::layout::{Decoder, Layout};
 use crate::volume::{STATE_DIR, TEMP_DIR, open_dir};
 
 pub use recover::RecoveryReport;
-pub(crate) use recover::{Recovery, Scan};
+pub(crate) use recover::{Recovery, scan_all};
 pub(crate) use walk::{Seen, Walk};
 
 /// Most foreign entries that a report names.
@@ -53,6 +53,12 @@ impl Foreign {
         if self.examples.len() < FOREIGN_EXAMPLES_MAX {
             self.examples.push((path.into(), reason.to_string()));
         }
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.count += other.count;
+        let room = FOREIGN_EXAMPLES_MAX - self.examples.len();
+        self.examples.extend(other.examples.into_iter().take(room));
     }
 }
 

@@ -1,18 +1,22 @@
-//! Rebuilding the index from the directory when an engine starts.
+//! Rebuilding the index from the directories when an engine starts.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use crossbeam::sync::WaitGroup;
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
 use super::Foreign;
 use super::walk::{Seen, Walk};
-use crate::discover::Discover;
+use crate::config::Discovery;
+use crate::core::Core;
+use crate::discover::{self, Found};
 use crate::error::{Error, Result};
+use crate::index::{Held, Keyed};
 use crate::layout::{Decoder, Layout};
-use crate::volume::Volume;
 
 /// What the scan at open found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -48,7 +52,7 @@ pub(crate) struct Recovery {
 impl Recovery {
     /// Whether the index knows the whole directory, so that what it lacks does not exist.
     pub(crate) fn is_complete(&self) -> bool {
-        self.complete.load(std::sync::atomic::Ordering::Acquire)
+        self.complete.load(Ordering::Acquire)
     }
 
     /// Whether the scan has ended, complete or not.
@@ -57,8 +61,8 @@ impl Recovery {
     }
 
     pub(crate) fn finish(&self, report: RecoveryReport) {
-        let whole = report.error.is_none() && !self.stop.load(std::sync::atomic::Ordering::Relaxed);
-        self.complete.store(whole, std::sync::atomic::Ordering::Release);
+        let whole = report.error.is_none() && !self.stop.load(Ordering::Relaxed);
+        self.complete.store(whole, Ordering::Release);
         *self.report.lock() = Some(report);
         self.finished.notify_all();
     }
@@ -93,37 +97,95 @@ impl Drop for Share<'_> {
     }
 }
 
-/// What a scan needs to know.
-pub(crate) struct Scan<'a> {
-    pub(crate) volume: &'a Volume,
-    pub(crate) layout: Layout,
-    pub(crate) discover: Discover<'a>,
+/// Scans all volumes, side by side, into index and ledger. A volume that cannot be read to the end is taken out where it may be missing, and
+/// is not the last.
+pub(crate) fn scan_all(core: &Arc<Core>, progress: &(dyn Fn(u64) + Send + Sync)) -> RecoveryReport {
+    let start = Instant::now();
+    let seen: Vec<_> = core.volumes.iter().map(|_| AtomicU64::new(0)).collect();
+    let twins = WaitGroup::new();
+    let scan_one = |volume: usize| {
+        let scan = Scan {
+            core,
+            volume,
+            layout: core.config.layout,
+            counts_only: core.config.discovery == Discovery::Ask,
+            twins: &twins,
+        };
+        scan.run(&|count| {
+            seen[volume].store(count, Ordering::Relaxed);
+            progress(seen.iter().map(|count| count.load(Ordering::Relaxed)).sum());
+        })
+    };
+    let mut total = RecoveryReport::default();
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..core.volumes.len())
+            .map(|volume| {
+                let name = format!("saltern-scan-{volume}");
+                (volume, std::thread::Builder::new().name(name).spawn_scoped(scope, move || scan_one(volume)))
+            })
+            .collect();
+        total.add(scan_one(0));
+        for (volume, thread) in others {
+            total.add(match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // A thread that cannot be had is no error: it takes longer.
+                Err(_) => scan_one(volume),
+            });
+        }
+    });
+    // What their home shards do about second files is part of what was found.
+    twins.wait();
+    total.seconds = start.elapsed().as_secs_f64();
+    total
+}
+
+impl RecoveryReport {
+    fn add(&mut self, other: Self) {
+        self.objects += other.objects;
+        self.bytes += other.bytes;
+        self.foreign.merge(other.foreign);
+        self.error = self.error.take().or(other.error);
+    }
+}
+
+/// One volume's scan.
+struct Scan<'a> {
+    core: &'a Arc<Core>,
+    volume: usize,
+    layout: Layout,
     /// Count what is there, without entering it.
-    pub(crate) counts_only: bool,
-    pub(crate) threads: usize,
+    counts_only: bool,
+    twins: &'a WaitGroup,
 }
 
 impl Scan<'_> {
-    /// Scans the volume into index and ledger.
-    pub(crate) fn run(&self, recovery: &Recovery, progress: &(dyn Fn(u64) + Sync)) -> RecoveryReport {
-        let start = Instant::now();
+    fn run(&self, progress: &(dyn Fn(u64) + Sync)) -> RecoveryReport {
+        let Self { core, volume, .. } = *self;
+        let dir = &core.volumes[volume].dir;
         let total = Mutex::new(RecoveryReport::default());
-        let scanned = self.volume.reopen().and_then(|dir| {
-            let walk = Walk::new(dir, self.volume.path(), self.layout, &recovery.stop)?;
+        let scanned = dir.reopen().and_then(|fd| {
+            let walk = Walk::new(fd, dir.path(), self.layout, &core.recovery.stop)?;
             let visitor = || {
                 let mut decoder = Decoder::new(self.layout);
                 let mut share = Share { total: &total, objects: 0, bytes: 0 };
                 move |seen: Seen<'_>| self.visit(&mut decoder, &mut share, &seen)
             };
-            walk.run(self.threads, visitor, progress)
+            walk.run(core.config.scan_threads, visitor, progress)
         });
+        if let Err(error) = &scanned
+            && !core.config.require_volumes
+        {
+            core.give_up_on(volume, format!("the scan failed: {error}"));
+        }
         let mut report = total.into_inner();
-        report.error = scanned.err().map(|error| error.to_string());
-        report.seconds = start.elapsed().as_secs_f64();
+        if core.volumes[volume].is_up() {
+            report.error = scanned.err().map(|error| error.to_string());
+        }
         report
     }
 
     fn visit(&self, decoder: &mut Decoder, share: &mut Share<'_>, seen: &Seen<'_>) -> Result<()> {
+        let Self { core, volume, .. } = *self;
         let (path, stat) = match seen {
             Seen::File { path, stat } => (path, stat),
             Seen::Foreign { path, reason } => {
@@ -138,22 +200,49 @@ impl Scan<'_> {
                 return Ok(());
             }
         };
-        let keyed = self.discover.index.keyed(&key, self.discover.ledger);
+        if !core.volumes[volume].is_up() {
+            return Err(core.volume_failed(volume));
+        }
+        let keyed = core.index.keyed(&key, core.ledger());
         let total = share.total;
         let look = || match stat() {
-            Ok(stat) if stat.is_regular => Ok(Some((stat.bytes, stat.modified_ns))),
+            // What a lost volume has is nowhere.
+            Ok(_) if !core.volumes[volume].is_up() => Ok(None),
+            Ok(stat) if stat.is_regular => {
+                let object = Held { bytes: stat.bytes, volume };
+                Ok(Some(discover::Seen { object, modified_ns: stat.modified_ns }))
+            }
             Ok(_) => {
                 total.lock().foreign.add(path, "not a regular file");
                 Ok(None)
             }
             Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(Error::io("statx", self.volume.path().join(path), errno)),
+            Err(errno) => Err(Error::io("statx", core.volumes[volume].dir.path().join(path), errno)),
         };
-        let new = if self.counts_only { self.discover.count(&keyed, look) } else { self.discover.enter(&keyed, look) };
-        if let Some(bytes) = new? {
-            share.objects += 1;
-            share.bytes += bytes;
+        let discover = core.discover();
+        let found = if self.counts_only { discover.count(&keyed, look) } else { discover.enter(&keyed, look) };
+        match found? {
+            Found::New(bytes) => {
+                share.objects += 1;
+                share.bytes += bytes;
+            }
+            Found::Known if !core.volumes.is_single() => self.note_twin(keyed, path)?,
+            Found::Known | Found::Nowhere => {}
         }
+        Ok(())
+    }
+
+    /// The key was known: if by a file of another volume, its home shard decides which of them stays.
+    fn note_twin(&self, keyed: Keyed, path: &str) -> Result<()> {
+        let Self { core, volume, .. } = *self;
+        if self.counts_only {
+            // It may only be counted so far: then it is entered, from the volume that goes first.
+            core.ask_disks(&keyed, path, Some(self.twins))?;
+        }
+        if core.index.present(&keyed).is_some_and(|known| known.volume == volume) {
+            return Ok(());
+        }
+        core.report_twin(keyed, path, volume, Some(self.twins));
         Ok(())
     }
 }

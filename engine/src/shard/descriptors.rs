@@ -43,6 +43,8 @@ pub(crate) fn reserve_descriptors(any: impl AsFd, config: &Config) {
 #[derive(Clone)]
 pub(super) struct Opened {
     pub(super) fd: Rc<OwnedFd>,
+    /// Where its file is.
+    pub(super) volume: usize,
     /// What its stamp said, when integrity is on.
     pub(super) stamp: Option<Stamp>,
 }
@@ -70,6 +72,15 @@ impl Descriptors {
 
     pub(super) fn take(&mut self, key: &ObjectKey) -> Option<Opened> {
         self.0.as_mut()?.pop(key)
+    }
+
+    /// Closes those of a volume.
+    pub(super) fn lose(&mut self, volume: usize) {
+        if let Some(cache) = &mut self.0 {
+            let lost: Vec<_> =
+                cache.iter().filter(|(_, opened)| opened.volume == volume).map(|(key, _)| key.clone()).collect();
+            lost.iter().for_each(|key| drop(cache.pop(key)));
+        }
     }
 
     /// Closes the least recently used one; false when there is none. For when the process is out of descriptors.

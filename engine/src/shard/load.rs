@@ -10,7 +10,7 @@ use super::transfer::{Piece, Transfer};
 use super::{Active, Answer, LoadOp, Shard};
 use crate::core::Queued;
 use crate::error::{Error, Result};
-use crate::index::Keyed;
+use crate::index::{Held, Keyed};
 use crate::integrity::{Integrity, STAMP_BYTES, STAMP_NAME, Stamp, Sum};
 use crate::key::ObjectKey;
 use crate::mem::{Buffer, IoBuffer};
@@ -23,6 +23,7 @@ use crate::ticket::Part;
 pub(super) struct ActiveLoad {
     keyed: Keyed,
     name: String,
+    volume: usize,
     part: Part<LoadReport>,
     pub(super) transfer: Transfer,
     /// What the payload has to be, and what has come of it, where that is checked.
@@ -64,12 +65,12 @@ impl Shard {
         if op.part.is_expired() {
             return;
         }
-        let Some(size) = self.find(&op.keyed, &op.name) else {
+        let Some(held) = self.find(&op.keyed, &op.name) else {
             self.core.counts.load_misses.add(1);
             return self.answers.push(Answer::Load(op.part, Err(Error::NotFound), Some(op.buffer)));
         };
         self.core.config.steps.at(Step::Loading, &op.keyed.key);
-        let (object_bytes, buffer_bytes) = (size, op.buffer.len() as u64);
+        let (object_bytes, buffer_bytes) = (held.bytes, op.buffer.len() as u64);
         let padding = self.core.config.padding_bytes;
         let fits =
             object_bytes == buffer_bytes || (object_bytes > buffer_bytes && object_bytes - buffer_bytes < padding);
@@ -77,45 +78,56 @@ impl Shard {
             let error = Error::WrongSize { object_bytes, buffer_bytes };
             return self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer));
         }
-        let is_doubted = self.core.volume.trust.doubts(op.keyed.hash());
+        let is_doubted = self.core.volumes[held.volume].dir.trust.doubts(op.keyed.hash());
         // Only a whole payload can be checked: a padded file's tail is not loaded.
         let is_whole = object_bytes == buffer_bytes;
-        match self.open(&op.keyed.key, &op.name, object_bytes, is_doubted) {
+        match self.open(&op.keyed.key, &op.name, held, is_doubted) {
             Ok(Opened { stamp: Some(_), .. }) if is_doubted && !is_whole => {
                 let error = Error::Unverifiable { path: op.name.clone() };
                 self.fail_load(&op.keyed, &op.name, op.part, error, Some(op.buffer));
             }
-            Ok(Opened { fd, stamp }) => {
-                let is_checked = is_whole && (is_doubted || self.core.integrity == Integrity::Verify);
+            Ok(Opened { fd, stamp, volume }) => {
+                let is_checked = is_whole && (is_doubted || self.core.volumes[volume].integrity == Integrity::Verify);
                 let check = stamp.filter(|_| is_checked).map(|stamp| (stamp, Sum::new()));
-                let transfer = Transfer::new(IoBuffer::new(op.buffer), fd);
+                let transfer = Transfer::new(IoBuffer::new(op.buffer), fd, self.grids[volume]);
                 let LoadOp { keyed, name, part, _queued, .. } = op;
-                self.activate_load(ActiveLoad { keyed, name, part, transfer, check, _queued });
+                self.activate_load(ActiveLoad { keyed, name, volume, part, transfer, check, _queued });
             }
             Err(error @ (Error::NotFound | Error::Damaged { .. } | Error::Unverifiable { .. })) => {
                 self.fail_load(&op.keyed, &op.name, op.part, error, Some(op.buffer));
             }
-            Err(error) => self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer)),
+            Err(error) => {
+                self.count_error(held.volume, &error);
+                self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer));
+            }
+        }
+    }
+
+    /// Errors of a volume's disk take it out, when they are enough.
+    fn count_error(&self, volume: usize, error: &Error) {
+        if let Error::Io { op, errno, .. } = error {
+            self.core.read_failed(volume, op, *errno);
         }
     }
 
     /// The object's descriptor: a cached one, or a new one whose file is what the index knows.
-    fn open(&mut self, key: &ObjectKey, name: &str, expected: u64, is_doubted: bool) -> Result<Opened> {
+    fn open(&mut self, key: &ObjectKey, name: &str, held: Held, is_doubted: bool) -> Result<Opened> {
+        let Held { bytes: expected, volume } = held;
         if let Some(opened) = self.descriptors.get(key) {
             // Someone may have removed or replaced the file: then the name decides, and the space is not held.
             let stat = stat_fd(opened.fd.as_fd()).ok();
-            if stat.is_some_and(|stat| stat.links > 0 && stat.bytes == expected) {
+            if opened.volume == volume && stat.is_some_and(|stat| stat.links > 0 && stat.bytes == expected) {
                 return Ok(opened);
             }
             self.descriptors.take(key);
         }
         let fd = loop {
-            match self.core.volume.open_object(name) {
+            match self.core.volumes[volume].dir.open_object(name) {
                 Ok(fd) => break fd,
                 // Out of descriptors: one that is kept for later makes room.
                 Err(Errno::EMFILE | Errno::ENFILE) if self.descriptors.give_back() => {}
                 // Gone, or something else in its place: not ours any more.
-                Err(_) if matches!(self.core.volume.stat(name), Ok(None)) => return Err(Error::NotFound),
+                Err(_) if matches!(self.core.volumes[volume].dir.stat(name), Ok(None)) => return Err(Error::NotFound),
                 Err(errno) => return Err(Error::io("open", name, errno)),
             }
         };
@@ -125,7 +137,8 @@ impl Shard {
             return Err(damaged(stat.bytes));
         }
         let mut stamp = None;
-        if is_doubted || self.core.integrity == Integrity::Verify {
+        let integrity = self.core.volumes[volume].integrity;
+        if is_doubted || integrity == Integrity::Verify {
             let mut raw = [0; STAMP_BYTES];
             let len = get_attribute(fd.as_fd(), STAMP_NAME, &mut raw);
             let len = len.map_err(|errno| Error::io("getxattr", name, errno))?;
@@ -134,29 +147,40 @@ impl Shard {
                 return Err(damaged(stamp.bytes()));
             }
         }
-        if is_doubted
-            && stamp.is_none()
-            && self.core.integrity != Integrity::Off
-            && self.core.volume.trust.is_old(&stat)
-        {
+        let trust = &self.core.volumes[volume].dir.trust;
+        if is_doubted && stamp.is_none() && integrity != Integrity::Off && trust.is_old(&stat) {
             return Err(Error::Unverifiable { path: name.into() });
         }
-        let opened = Opened { fd: Rc::new(fd), stamp };
+        let opened = Opened { fd: Rc::new(fd), volume, stamp };
         self.descriptors.put(key.clone(), opened.clone());
         Ok(opened)
     }
 
-    /// The size of an object, which is kept from removal; asks the disk while the index is not whole.
-    fn find(&self, keyed: &Keyed, name: &str) -> Option<u64> {
+    /// An object, which is kept from removal; asks the disk while the index is not whole.
+    fn find(&mut self, keyed: &Keyed, name: &str) -> Option<Held> {
         let whole = self.core.index_is_whole();
-        let found = self.core.index.begin_load(keyed);
-        if found.is_some() || whole {
-            return found;
+        let mut found = self.begin_load(keyed, name);
+        if found.is_none() && !whole {
+            if let Err(error) = self.core.ask_disk(keyed, name) {
+                tracing::warn!(%error, "a load could not ask the disk");
+            }
+            found = self.begin_load(keyed, name);
         }
-        if let Err(error) = self.core.ask_disk(keyed, name) {
-            tracing::warn!(%error, "a load could not ask the disk");
+        found
+    }
+
+    /// What a lost volume had is a miss, before its guard has come to it, too.
+    fn begin_load(&mut self, keyed: &Keyed, name: &str) -> Option<Held> {
+        let held = self.core.index.begin_load(keyed)?;
+        if self.core.volumes[held.volume].is_up() {
+            return Some(held);
         }
-        self.core.index.begin_load(keyed)
+        self.core.index.doom(keyed);
+        if let Some(held) = self.core.index.end_load(keyed, false) {
+            self.core.counts.lost_objects.add(1);
+            self.remove_doomed(keyed, name, held);
+        }
+        None
     }
 
     fn activate_load(&mut self, load: ActiveLoad) {
@@ -173,7 +197,7 @@ impl Shard {
     pub(super) fn finish_load(&mut self, active: usize) {
         let Active::Load(load) = self.actives.remove(active) else { unreachable!("a load's number names a load") };
         self.loads.active -= 1;
-        let ActiveLoad { keyed, name, part, transfer, check, _queued } = load;
+        let ActiveLoad { keyed, name, volume, part, transfer, check, _queued } = load;
         let bytes = transfer.len as u64;
         let buffer = transfer.buffer.into_buffer().ok();
         let wrong = |(stamp, sum): (Stamp, Sum)| stamp.checksum() != sum.finish();
@@ -184,11 +208,16 @@ impl Shard {
                 self.fail_load(&keyed, &name, part, error, buffer);
             }
             None => {
-                self.core.volume.trust.prove(keyed.hash());
+                let volume = &self.core.volumes[volume];
+                volume.presence.read();
+                volume.dir.trust.prove(keyed.hash());
                 self.end_load(&keyed, &name, part, Ok(bytes), buffer);
             }
             Some(error @ Error::Damaged { .. }) => self.fail_load(&keyed, &name, part, error, buffer),
-            Some(error) => self.end_load(&keyed, &name, part, Err(error), buffer),
+            Some(error) => {
+                self.count_error(volume, &error);
+                self.end_load(&keyed, &name, part, Err(error), buffer);
+            }
         }
     }
 
@@ -221,8 +250,8 @@ impl Shard {
         }
         let used = result.is_ok();
         self.answers.push(Answer::Load(part, result, buffer));
-        if let Some(bytes) = self.core.index.end_load(keyed, used) {
-            self.remove_doomed(keyed, name, bytes);
+        if let Some(held) = self.core.index.end_load(keyed, used) {
+            self.remove_doomed(keyed, name, held);
         }
     }
 }

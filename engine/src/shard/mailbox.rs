@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam::queue::SegQueue;
+use crossbeam::sync::WaitGroup;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::core::Queued;
 use crate::error::{Error, Result};
-use crate::index::Keyed;
+use crate::index::{Held, Keyed};
 use crate::mem::Buffer;
 use crate::report::{DeleteReport, LoadReport, StoreReport};
 use crate::ticket::Part;
@@ -19,8 +20,9 @@ pub(crate) struct StoreOp {
     pub(crate) name: String,
     pub(crate) buffer: Buffer,
     pub(crate) part: Part<StoreReport>,
-    /// The key is claimed in the index and its bytes are reserved in the ledger.
+    /// The key is claimed in the index and its bytes are reserved in the ledger, on this volume.
     pub(crate) claimed: bool,
+    pub(crate) volume: usize,
     pub(crate) _queued: Queued,
 }
 
@@ -44,8 +46,17 @@ pub(crate) struct DeleteOp {
 /// One object to evict: it is doomed already.
 pub(crate) struct EvictOp {
     pub(crate) keyed: Keyed,
-    pub(crate) bytes: u64,
+    pub(crate) held: Held,
     pub(crate) for_quota: bool,
+}
+
+/// A file that was found on a volume while the key was known already.
+pub(crate) struct TwinOp {
+    pub(crate) keyed: Keyed,
+    pub(crate) name: String,
+    pub(crate) volume: usize,
+    /// Gone when it is dealt with, for a scan that waits.
+    pub(crate) _done: Option<WaitGroup>,
 }
 
 pub(crate) enum Command {
@@ -53,6 +64,9 @@ pub(crate) enum Command {
     Load(LoadOp),
     Delete(DeleteOp),
     Evict(EvictOp),
+    Twin(TwinOp),
+    /// This volume was lost, and the index and the books know.
+    Lost(usize),
     /// A store's claim of this key was given up before it came here: those who wait for it may go on.
     Released(Keyed),
     /// Memory was registered: take it over.
@@ -64,8 +78,8 @@ pub(crate) enum Command {
 pub(crate) struct Mailbox {
     queue: SegQueue<Command>,
     sleeping: AtomicBool,
-    /// Nobody takes commands any more.
-    abandoned: AtomicBool,
+    /// The shard has ended: nobody takes what comes.
+    dead: AtomicBool,
     pub(crate) wake: Arc<EventFd>,
 }
 
@@ -74,8 +88,12 @@ impl Mailbox {
         // Blocking: the ring's read of a non-blocking eventfd would fail at once instead of waiting.
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| Error::io("eventfd", "(shard)", errno))?;
-        let (sleeping, abandoned) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { queue: SegQueue::new(), sleeping, abandoned, wake: Arc::new(wake) })
+        Ok(Self {
+            queue: SegQueue::new(),
+            sleeping: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            wake: Arc::new(wake),
+        })
     }
 
     /// Queues commands without waking the shard; [`Self::ring`] follows.
@@ -86,11 +104,7 @@ impl Mailbox {
     /// Wakes the shard if it sleeps: a batch costs at most one system call.
     pub(crate) fn ring(&self) {
         // Pairs with the fence in `may_sleep`: either this sees the sleeper, or the sleeper sees the command.
-        // And with that in `abandon`.
         fence(Ordering::SeqCst);
-        if self.abandoned.load(Ordering::Relaxed) {
-            self.clear();
-        }
         if self.sleeping.load(Ordering::Relaxed)
             && self.sleeping.swap(false, Ordering::Relaxed)
             && let Err(errno) = self.wake.write(1)
@@ -99,16 +113,14 @@ impl Mailbox {
         }
     }
 
-    /// The shard has failed: what is queued, now or later, is answered with an error.
-    pub(super) fn abandon(&self) {
-        self.abandoned.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        self.clear();
+    /// The shard has ended.
+    pub(crate) fn die(&self) {
+        self.dead.store(true, Ordering::SeqCst);
     }
 
-    fn clear(&self) {
-        // A command that is dropped answers for its key.
-        while self.queue.pop().is_some() {}
+    /// Whether the shard has ended; to be asked after a push, by whoever then has to answer what is queued.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
     }
 
     /// Commands that the shard has not taken yet.
@@ -116,7 +128,7 @@ impl Mailbox {
         self.queue.len() as u64
     }
 
-    pub(super) fn pop(&self) -> Option<Command> {
+    pub(crate) fn pop(&self) -> Option<Command> {
         self.queue.pop()
     }
 

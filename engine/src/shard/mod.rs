@@ -18,6 +18,7 @@ mod mailbox;
 mod spares;
 mod store;
 mod transfer;
+mod twin;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -38,12 +39,12 @@ use crate::report::{DeleteReport, LoadReport, StoreReport};
 use crate::ring::{Completion, Op, Priorities, Request, Ring, Wait};
 use crate::room::Evicted;
 use crate::ticket::Part;
-use crate::volume::SyncNumber;
+use crate::volume::{Directory, SyncNumber};
 use crate::watch::ShardQueues;
 pub(crate) use descriptors::reserve_descriptors;
 use descriptors::{Descriptors, open_files};
 use load::ActiveLoad;
-pub(crate) use mailbox::{Command, DeleteOp, EvictOp, LoadOp, Mailbox, StoreOp};
+pub(crate) use mailbox::{Command, DeleteOp, EvictOp, LoadOp, Mailbox, StoreOp, TwinOp};
 use spares::{Spare, Spares};
 use store::ActiveStore;
 use transfer::{Grid, Piece, Transfer};
@@ -58,6 +59,11 @@ const NAME_CHANGES_WITHOUT_LOADS: usize = 16;
 
 /// The share of the ring that stores keep while loads are waiting: one part of this many.
 const STORE_SHARE: usize = 8;
+
+/// Shards of a volume: they are dealt to the volumes in turn.
+fn shards_of(volume: usize, core: &Core) -> usize {
+    (core.mailboxes.len() - volume).div_ceil(core.volumes.len())
+}
 
 /// An object whose file is open.
 enum Active {
@@ -88,6 +94,8 @@ enum Pending {
     /// fsync of a directory, which makes these objects' names durable.
     DirSync {
         actives: Vec<usize>,
+        /// It is the sync of the volume's own directory, of which one runs at a time.
+        is_shared: bool,
     },
     /// fsync of the spares' directory, which makes retired files clean.
     SpareSync(SyncNumber),
@@ -132,8 +140,11 @@ enum Answer {
 pub(crate) struct Shard {
     core: Arc<Core>,
     me: usize,
+    /// The volume that it belongs to. It works on others for keys of its own whose files are there.
+    volume: usize,
     ring: Ring,
-    grid: Grid,
+    /// By volume.
+    grids: Box<[Grid]>,
     waiting_loads: VecDeque<LoadOp>,
     waiting_stores: VecDeque<StoreOp>,
     waiting_deletes: VecDeque<DeleteOp>,
@@ -151,6 +162,8 @@ pub(crate) struct Shard {
     bounce: Vec<IoBuffer>,
     /// Stores of keys that another store, or a removal, holds.
     followers: HashMap<ObjectKey, Vec<StoreOp>>,
+    /// Second files of such keys.
+    twins: HashMap<ObjectKey, Vec<TwinOp>>,
     descriptors: Descriptors,
     spares: Spares,
     /// What `status` was told of them: bytes and count.
@@ -165,7 +178,8 @@ pub(crate) struct Shard {
     dir_sync_running: bool,
     dir_sync_waiting: Vec<usize>,
     next_number: u64,
-    deltas: Deltas,
+    /// By volume.
+    deltas: Box<[Deltas]>,
     answers: Vec<Answer>,
     /// Kept for its memory.
     completions: Vec<Completion>,
@@ -176,25 +190,30 @@ impl Shard {
     /// Builds the shard on its own thread.
     pub(crate) fn new(core: Arc<Core>, me: usize) -> Result<Self> {
         let config = &core.config;
-        let volume = &core.volume;
-        let grid =
-            Grid { segment: config.segment_bytes, mem_align: volume.mem_align(), offset_align: volume.offset_align() };
-        let mut ring = Ring::new(config.depth, grid.offset_align, core.mailboxes[me].wake.clone())?;
-        ring.hold(volume.lock_fd())?;
+        let number = me % core.volumes.len();
+        let (volume, dir) = (&core.volumes[number], &core.volumes[number].dir);
+        let segment = config.segment_bytes;
+        let grid = |dir: &Directory| Grid { segment, mem_align: dir.mem_align(), offset_align: dir.offset_align() };
+        let grids: Box<[_]> = core.volumes.iter().map(|volume| grid(&volume.dir)).collect();
+        // What has to go on from the middle goes on where every volume takes it.
+        let align = grids.iter().map(|grid| grid.offset_align).max().unwrap_or(1);
+        let mut ring = Ring::new(config.depth, align, core.mailboxes[me].wake.clone())?;
+        ring.hold(core.volumes.iter().map(|volume| volume.dir.lock_fd()))?;
         ring.adopt(&core.registry);
-        if let Some(priorities) = volume.scheduler().and_then(|name| Priorities::choose(config.io_priority, name)) {
+        if let Some(priorities) = dir.scheduler().and_then(|name| Priorities::choose(config.io_priority, name)) {
             ring.prioritize(priorities)?;
         }
         let bounce = (0..BOUNCE_BUFFERS)
             .map(|_| core.pool.alloc(config.segment_bytes).map(|buffer| IoBuffer::new(buffer.into())))
             .collect::<Result<_>>()?;
-        let dir = Rc::new(volume.reopen()?);
         let (loads, stores) = (Lane::new(config.load_inflight_bytes), Lane::new(config.store_inflight_bytes));
-        let spare_limit = if volume.recycles() { config.spare_bytes / config.shards as u64 } else { 0 };
+        let shards = core.mailboxes.len();
+        let spare_limit = volume.spare_limit() / shards_of(number, &core) as u64;
         let mut shard = Self {
             me,
+            volume: number,
             ring,
-            grid,
+            grids,
             waiting_loads: VecDeque::new(),
             waiting_stores: VecDeque::new(),
             waiting_deletes: VecDeque::new(),
@@ -208,17 +227,18 @@ impl Shard {
             syncs: VecDeque::new(),
             bounce,
             followers: HashMap::new(),
-            descriptors: Descriptors::new(open_files(config) / config.shards),
+            twins: HashMap::new(),
+            descriptors: Descriptors::new(open_files(config) / shards),
             spares: Spares::new(spare_limit),
             spares_told: (0, 0),
             disk_is_low: false,
             user: nix::unistd::geteuid().as_raw(),
-            dir,
-            spares_dir: Rc::new(volume.spares_dir()?),
+            dir: Rc::new(dir.reopen()?),
+            spares_dir: Rc::new(dir.spares_dir()?),
             dir_sync_running: false,
             dir_sync_waiting: Vec::new(),
             next_number: 0,
-            deltas: Deltas::new(),
+            deltas: core.volumes.iter().map(|_| Deltas::new()).collect(),
             answers: Vec::new(),
             completions: Vec::new(),
             closing: false,
@@ -231,17 +251,17 @@ impl Shard {
     /// Takes its share of the spares of an earlier run.
     fn take_old_spares(&mut self) {
         let core = self.core.clone();
-        let old = core.old_spares.lock();
+        let old = core.volumes[self.volume].old_spares.lock();
         // Numbers go on after those in use, whichever shard they were.
         let number = |name: &str| name.rsplit_once('-').and_then(|(_, number)| number.parse::<u64>().ok());
         self.next_number = old.iter().filter_map(|(name, _)| number(name)).max().map_or(0, |highest| highest + 1);
-        let shards = core.config.shards;
-        for (name, bytes) in old.iter().skip(self.me).step_by(shards).cloned() {
+        let (first, shards) = (self.me / core.volumes.len(), shards_of(self.volume, &core));
+        for (name, bytes) in old.iter().skip(first).step_by(shards).cloned() {
             let spare = Spare { name, bytes, fd: None };
             if self.spares.bytes() + bytes <= self.spares.limit() {
                 self.spares.adopt_clean(spare);
             } else {
-                delete::discard(&core, spare);
+                delete::discard(&core, self.volume, spare);
             }
         }
         drop(old);
@@ -252,6 +272,11 @@ impl Shard {
     fn next_name(&mut self) -> String {
         self.next_number += 1;
         format!("{}-{}", self.me, self.next_number)
+    }
+
+    /// The volume that it belongs to.
+    pub(crate) fn volume(&self) -> usize {
+        self.volume
     }
 
     pub(crate) fn ring(&self) -> &Ring {
@@ -347,6 +372,8 @@ impl Shard {
                 Command::Store(op) => self.take_store(op),
                 Command::Delete(op) => self.waiting_deletes.push_back(op),
                 Command::Evict(op) => self.waiting_evictions.push_back(op),
+                Command::Twin(op) => self.settle_twin(op),
+                Command::Lost(volume) => self.lose(volume),
                 Command::Released(keyed) => self.release_followers(&keyed),
                 Command::Adopt => self.ring.adopt(&self.core.registry),
                 Command::Close => self.close(),
@@ -361,11 +388,19 @@ impl Shard {
             self.answers.push(Answer::Load(op.part, Err(Error::Closed), Some(op.buffer)));
         }
         for op in std::mem::take(&mut self.waiting_stores) {
-            self.give_up_claim(&op.keyed, op.buffer.len() as u64);
+            self.give_up_claim(&op.keyed, op.volume, op.buffer.len() as u64);
             self.answers.push(Answer::Store(op.part, Err(Error::Closed), Some(op.buffer)));
         }
         for op in std::mem::take(&mut self.followers).into_values().flatten() {
             self.answers.push(Answer::Store(op.part, Err(Error::Closed), Some(op.buffer)));
+        }
+    }
+
+    /// A volume was lost: nothing of it is kept.
+    fn lose(&mut self, volume: usize) {
+        self.descriptors.lose(volume);
+        if volume == self.volume {
+            self.lose_spares();
         }
     }
 
@@ -435,7 +470,7 @@ impl Shard {
             }
             let Some(active) = lane.ready.pop_front() else { return false };
             let transfer = self.actives[active].transfer();
-            let Some(piece) = transfer.next(self.grid) else { continue };
+            let Some(piece) = transfer.next() else { continue };
             if piece.bounce && self.bounce.is_empty() {
                 // Its turn comes again when a bounce buffer is back.
                 self.lane(class).ready.push_back(active);
@@ -453,7 +488,7 @@ impl Shard {
         let span = if piece.bounce {
             let buffer = self.bounce.pop().expect("checked by the caller");
             // A direct transfer is whole blocks: what goes past the end is cut off again, or was never there.
-            let span = buffer.span(0, piece.len.next_multiple_of(self.grid.offset_align));
+            let span = buffer.span(0, piece.len.next_multiple_of(transfer.grid.offset_align));
             if class == Class::Store {
                 span.copy_from(&transfer.buffer.span(piece.offset, piece.len));
                 span.zero_from(piece.len);
@@ -469,7 +504,7 @@ impl Shard {
             store.sum_piece(piece);
         }
         let transfer = self.actives[active].transfer();
-        let (fd, more) = (transfer.fd.clone(), transfer.next(self.grid).is_some());
+        let (fd, more) = (transfer.fd.clone(), transfer.next().is_some());
         let lane = self.lane(class);
         lane.bytes += piece.len;
         lane.requests += 1;
@@ -497,7 +532,9 @@ impl Shard {
             Pending::Piece { active, piece, bounce } => self.end_piece(active, piece, bounce, completion.result),
             Pending::DataSync { active } => self.data_synced(active, completion.result.map(drop)),
             Pending::SpareSync(number) => self.spares_synced(number, completion.result.map(drop)),
-            Pending::DirSync { actives } => self.dir_synced(actives, completion.result.map(drop)),
+            Pending::DirSync { actives, is_shared } => {
+                self.dir_synced(actives, is_shared, completion.result.map(drop));
+            }
         }
     }
 
@@ -545,9 +582,15 @@ impl Shard {
     }
 
     fn apply_deltas(&mut self) {
-        if !self.deltas.is_empty() {
-            self.core.ledger.apply(&self.deltas);
-            self.deltas.clear();
+        let mut has_changed = false;
+        for (deltas, volume) in self.deltas.iter_mut().zip(self.core.volumes.iter()) {
+            if !deltas.is_empty() {
+                volume.ledger.apply(deltas);
+                deltas.clear();
+                has_changed = true;
+            }
+        }
+        if has_changed {
             self.core.ledger_changed();
         }
         if !self.evicted.is_empty() {
@@ -562,14 +605,19 @@ impl Drop for Shard {
         self.core.stopped_shards.fetch_or(1 << self.me, Ordering::Relaxed);
         // After a panic or with a broken ring: callers must not wait for a thread that is gone.
         if !self.closing {
-            self.core.failed.store(true, Ordering::Release);
-            // Nobody else would: what it was to evict stays.
-            self.core.close_room();
+            self.core.shard_failed(self.me);
+            for op in std::mem::take(&mut self.waiting_evictions) {
+                self.core.bury(Command::Evict(op));
+            }
+            for op in std::mem::take(&mut self.waiting_stores) {
+                self.core.bury(Command::Store(op));
+            }
         }
-        self.core.mailboxes[self.me].abandon();
+        self.core.bury_all(self.me);
         self.waiting_loads.clear();
         self.waiting_stores.clear();
         self.followers.clear();
+        self.twins.clear();
         self.answers.clear();
         self.core.completion.flush();
     }

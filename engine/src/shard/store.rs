@@ -23,7 +23,6 @@ use crate::core::Queued;
 use crate::error::{Error, Result};
 use crate::index::{BeginStore, Keyed};
 use crate::integrity::{Integrity, STAMP_NAME, Stamp, Sum};
-use crate::ledger::NoRoom;
 use crate::mem::{Buffer, IoBuffer};
 use crate::report::StoreReport;
 use crate::ring::Op;
@@ -31,7 +30,7 @@ use crate::room::Reserved;
 use crate::steps::Step;
 use crate::sys::{remove_attribute, set_attribute, stat_fd};
 use crate::ticket::Part;
-use crate::volume::{Holding, Parent};
+use crate::volume::{Holding, Parent, Volume};
 
 /// Names of unfinished stores that may be taken, one after the other, by what is not ours.
 const TAKEN_MAX: u32 = 1000;
@@ -40,6 +39,7 @@ const TAKEN_MAX: u32 = 1000;
 pub(super) struct ActiveStore {
     keyed: Keyed,
     name: String,
+    volume: usize,
     /// Where the file is until it is published, and how long it was before.
     from: Holding,
     old_bytes: u64,
@@ -88,7 +88,7 @@ impl Shard {
     pub(super) fn take_store(&mut self, mut op: StoreOp) {
         if self.closing {
             if op.claimed {
-                self.give_up_claim(&op.keyed, op.buffer.len() as u64);
+                self.give_up_claim(&op.keyed, op.volume, op.buffer.len() as u64);
             }
             return self.answers.push(Answer::Store(op.part, Err(Error::Closed), Some(op.buffer)));
         }
@@ -121,30 +121,54 @@ impl Shard {
         self.waiting_stores.push_back(op);
     }
 
-    pub(super) fn start_store(&mut self, op: StoreOp) {
+    pub(super) fn start_store(&mut self, mut op: StoreOp) {
         let bytes = op.buffer.len() as u64;
         if op.part.is_expired() {
-            self.give_up_claim(&op.keyed, bytes);
+            self.give_up_claim(&op.keyed, op.volume, bytes);
             return self.release_followers(&op.keyed);
         }
-        if let Err(error) = self.core.volume.check_writable() {
-            return self.fail_store(&op.keyed, op.part, error, bytes, Some(op.buffer));
-        }
-        match self.open_file(bytes) {
+        match self.open_somewhere(&mut op, bytes) {
             Ok((from, old_bytes, fd)) => {
-                let transfer = Transfer::new(IoBuffer::new(op.buffer), fd);
-                let sum = (self.core.integrity != Integrity::Off).then(Sum::new);
+                let volume = op.volume;
+                let transfer = Transfer::new(IoBuffer::new(op.buffer), fd, self.grids[volume]);
+                let sum = (self.core.volumes[volume].integrity != Integrity::Off).then(Sum::new);
                 let StoreOp { keyed, name, part, _queued, .. } = op;
-                self.activate_store(ActiveStore { keyed, name, from, old_bytes, part, transfer, sum, _queued });
+                self.activate_store(ActiveStore { keyed, name, volume, from, old_bytes, part, transfer, sum, _queued });
             }
-            Err(error) => self.fail_store(&op.keyed, op.part, error, bytes, Some(op.buffer)),
+            Err(error) => self.fail_store(&op.keyed, op.volume, op.part, error, bytes, Some(op.buffer)),
+        }
+    }
+
+    /// A file to write into, on the volume where room is reserved; where that cannot have one, on the next that can.
+    fn open_somewhere(&mut self, op: &mut StoreOp, bytes: u64) -> Result<(Holding, u64, Rc<OwnedFd>)> {
+        let mut passed = 0;
+        loop {
+            let error = if self.core.volumes[op.volume].is_up() {
+                let writable = self.core.volumes[op.volume].dir.check_writable();
+                match writable.and_then(|()| self.open_file(op.volume, bytes)) {
+                    Ok(opened) => return Ok(opened),
+                    Err(error) => {
+                        self.core.check_health(op.volume);
+                        error
+                    }
+                }
+            } else {
+                self.core.volume_failed(op.volume)
+            };
+            passed |= 1 << op.volume;
+            let Some(next) = self.core.move_reservation(op, passed) else { return Err(error) };
+            op.volume = next;
         }
     }
 
     /// A file to write into, with its present length: a clean spare where there is one, else a new one.
-    fn open_file(&mut self, bytes: u64) -> Result<(Holding, u64, Rc<OwnedFd>)> {
-        self.settle_spares();
-        while bytes > 0
+    fn open_file(&mut self, volume: usize, bytes: u64) -> Result<(Holding, u64, Rc<OwnedFd>)> {
+        let is_mine = volume == self.volume;
+        if is_mine {
+            self.settle_spares();
+        }
+        while is_mine
+            && bytes > 0
             && let Some(spare) = self.spares.take(bytes)
         {
             self.count_spares();
@@ -152,13 +176,15 @@ impl Shard {
                 self.core.counts.recycled.add(1);
                 return Ok((Holding::Spare(spare.name), spare.bytes, fd));
             }
-            discard(&self.core, spare);
+            discard(&self.core, volume, spare);
         }
-        self.sync_spares(true);
-        self.check_room(bytes)?;
+        if is_mine {
+            self.sync_spares(true);
+        }
+        self.check_room(volume, bytes)?;
         let (mut temp, mut taken) = (self.next_name(), 0);
         loop {
-            match self.core.volume.create_temp(&temp, bytes) {
+            match self.core.volumes[volume].dir.create_temp(&temp, bytes) {
                 Ok(fd) => return Ok((Holding::Temp(temp), 0, Rc::new(fd))),
                 // Something that the start could not remove has the name.
                 Err(Errno::EEXIST) if taken < TAKEN_MAX => {
@@ -166,7 +192,7 @@ impl Shard {
                     temp = self.next_name();
                 }
                 Err(Errno::EMFILE | Errno::ENFILE) if self.descriptors.give_back() => {}
-                Err(errno) => return Err(self.disk_error("create", &temp, errno, bytes)),
+                Err(errno) => return Err(self.disk_error(volume, "create", &temp, errno, bytes)),
             }
         }
     }
@@ -176,7 +202,7 @@ impl Shard {
     fn open_spare(&self, spare: &Spare) -> Option<Rc<OwnedFd>> {
         let fd = match &spare.fd {
             Some(fd) => fd.clone(),
-            None => Rc::new(self.core.volume.open_spare(&spare.name).ok()?),
+            None => Rc::new(self.core.volumes[self.volume].dir.open_spare(&spare.name).ok()?),
         };
         let stat = stat_fd(fd.as_fd()).ok()?;
         let ours = stat.is_regular && stat.links == 1 && stat.mode == 0o600 && stat.owner == self.user;
@@ -184,20 +210,23 @@ impl Shard {
     }
 
     /// A new file must not take the file system's last bytes: spares are given back first.
-    fn check_room(&mut self, bytes: u64) -> Result<()> {
-        let floor = self.core.min_free_bytes;
-        for give_back in [true, false] {
+    fn check_room(&mut self, volume: usize, bytes: u64) -> Result<()> {
+        let is_mine = volume == self.volume;
+        for give_back in [is_mine, false] {
+            let Volume { dir, min_free_bytes: floor, .. } = &self.core.volumes[volume];
             // A file system that does not tell has room until a write says otherwise.
-            let Ok((free, capacity)) = self.core.volume.free_bytes() else { return Ok(()) };
-            self.disk_is_low = free < floor.saturating_add(bytes);
-            if !self.disk_is_low {
+            let Ok((free, capacity)) = dir.free_bytes() else { return Ok(()) };
+            let (is_low, free) = (free < floor.saturating_add(bytes), free.saturating_sub(*floor));
+            if is_mine {
+                self.disk_is_low = is_low;
+            }
+            if !is_low {
                 break;
             }
             if give_back {
                 self.give_spares_back();
             } else {
-                let free = free.saturating_sub(floor);
-                return Err(self.core.full(bytes, NoRoom { free, capacity }));
+                return Err(Error::Full { needed: bytes, free, capacity });
             }
         }
         Ok(())
@@ -223,9 +252,9 @@ impl Shard {
 
     /// All pieces are written, or one has failed.
     pub(super) fn end_write(&mut self, active: usize) {
-        let align = self.grid.offset_align;
         let durability = self.core.config.durability;
-        let direct = self.core.volume.is_direct();
+        let volume = self.store_mut(active).volume;
+        let (align, direct) = (self.grids[volume].offset_align, self.core.volumes[volume].dir.is_direct());
         let store = self.store_mut(active);
         if store.transfer.error.is_none()
             && let Err(error) = store.trim_and_stamp(align)
@@ -247,10 +276,11 @@ impl Shard {
         let core = self.core.clone();
         let store = self.store_mut(active);
         if let Err(errno) = result {
-            core.volume.sync_failed("fdatasync", &store.name, errno);
-            let error = Error::io("fdatasync", &store.name, errno);
+            let (error, volume) = (Error::io("fdatasync", &store.name, errno), store.volume);
+            core.sync_failed(volume, "fdatasync", &store.name, errno);
             store.transfer.fail(error);
         }
+        let store = self.store_mut(active);
         if store.transfer.error.is_some() || store.part.is_expired() {
             return self.abandon(active);
         }
@@ -261,37 +291,46 @@ impl Shard {
     fn publish(&mut self, active: usize) {
         let core = self.core.clone();
         let store = self.store_mut(active);
+        let volume = store.volume;
+        let Volume { dir, presence, .. } = &core.volumes[volume];
+        let is_up = if presence.is_up() { Ok(()) } else { Err(core.volume_failed(volume)) };
         // Another's sync may have failed for all that the device had in hand.
-        if let Err(error) = core.volume.health.check(core.volume.path()) {
+        if let Err(error) = is_up.and_then(|()| dir.health.check(dir.path())) {
             store.transfer.fail(error);
             return self.abandon(active);
         }
-        match core.volume.publish(&store.from, &store.name) {
+        match dir.publish(&store.from, &store.name) {
             Err(errno) => {
                 let error = Error::io("rename", &store.name, errno);
                 store.transfer.fail(error);
                 self.abandon(active);
             }
             Ok(parent) => {
-                core.volume.health.went_well();
-                self.make_durable(active, parent);
+                dir.health.went_well();
+                self.make_durable(active, volume, parent);
             }
         }
     }
 
     /// The object has its name; where that has to survive a power cut, its directory is synced.
-    fn make_durable(&mut self, active: usize, parent: Parent<'_>) {
+    fn make_durable(&mut self, active: usize, volume: usize, parent: Parent<'_>) {
         match parent {
             _ if self.core.config.durability != Durability::Full => self.finish_store(active),
-            Parent::Root(_) => {
+            Parent::Root(_) if volume == self.volume => {
                 self.dir_sync_waiting.push(active);
                 self.sync_dir();
             }
-            // Shard directories are many: each sync is of its own.
-            Parent::Shard(dir) => {
-                self.sync(Pending::DirSync { actives: vec![active] }, Op::SyncAll, Rc::new(dir));
-            }
+            Parent::Root(_) => match self.core.volumes[volume].dir.reopen() {
+                Ok(dir) => self.sync_other_dir(active, dir),
+                Err(error) => self.take_back(active, error),
+            },
+            Parent::Shard(dir) => self.sync_other_dir(active, dir),
         }
+    }
+
+    /// Shard directories are many, and other volumes' own ones rare: each sync is of its own.
+    fn sync_other_dir(&mut self, active: usize, dir: OwnedFd) {
+        self.sync(Pending::DirSync { actives: vec![active], is_shared: false }, Op::SyncAll, Rc::new(dir));
     }
 
     /// One sync of the directory at a time; those who come meanwhile share the next.
@@ -300,21 +339,22 @@ impl Shard {
             self.dir_sync_running = true;
             let actives = std::mem::take(&mut self.dir_sync_waiting);
             let dir: Rc<OwnedFd> = self.dir.clone();
-            self.sync(Pending::DirSync { actives }, Op::SyncAll, dir);
+            self.sync(Pending::DirSync { actives, is_shared: true }, Op::SyncAll, dir);
         }
     }
 
-    pub(super) fn dir_synced(&mut self, actives: Vec<usize>, result: Result<(), Errno>) {
-        if !self.core.config.layout.is_sharded() {
+    pub(super) fn dir_synced(&mut self, actives: Vec<usize>, is_shared: bool, result: Result<(), Errno>) {
+        if is_shared {
             self.dir_sync_running = false;
         }
         for active in actives {
-            let volume = &self.core.volume;
+            let (core, volume) = (self.core.clone(), self.store_mut(active).volume);
+            let dir = &core.volumes[volume].dir;
             let synced = result.map_err(|errno| {
-                volume.sync_failed("fsync", "of the directory", errno);
-                Error::io("fsync", volume.path(), errno)
+                core.sync_failed(volume, "fsync", "of the directory", errno);
+                Error::io("fsync", dir.path(), errno)
             });
-            match synced.and_then(|()| volume.health.check(volume.path())) {
+            match synced.and_then(|()| dir.health.check(dir.path())) {
                 Ok(()) => self.finish_store(active),
                 Err(error) => self.take_back(active, error),
             }
@@ -327,7 +367,7 @@ impl Shard {
     fn take_back(&mut self, active: usize, error: Error) {
         let core = self.core.clone();
         let store = self.store_mut(active);
-        match core.volume.remove(&store.name) {
+        match core.volumes[store.volume].dir.remove(&store.name) {
             Ok(()) | Err(Errno::ENOENT) => {
                 store.transfer.fail(error);
                 self.abandon(active);
@@ -341,7 +381,6 @@ impl Shard {
     }
 
     fn finish_store(&mut self, active: usize) {
-        self.core.counts.stores.add(1);
         self.end_store(active, Ok(()));
     }
 
@@ -349,15 +388,19 @@ impl Shard {
     fn end_store(&mut self, active: usize, result: Result<()>) {
         let Active::Store(store) = self.actives.remove(active) else { unreachable!("a store's number names a store") };
         self.stores.active -= 1;
-        let ActiveStore { keyed, part, transfer, sum, _queued, .. } = store;
+        let ActiveStore { keyed, volume, part, transfer, sum, _queued, .. } = store;
         let bytes = transfer.len as u64;
-        let stamp = sum.map(|sum| Stamp::new(bytes, sum.finish()));
-        self.descriptors.put(keyed.key.clone(), Opened { fd: transfer.fd, stamp });
         self.core.config.steps.at(Step::Published, &keyed.key);
-        self.core.volume.trust.prove(keyed.hash());
-        self.core.index.commit_store(&keyed, bytes);
-        self.deltas.stored(keyed.salt, bytes);
+        self.core.volumes[volume].dir.trust.prove(keyed.hash());
+        if !self.core.index.commit_store(&keyed, bytes, volume) {
+            let error = self.core.volume_failed(volume);
+            return self.fail_store(&keyed, volume, part, error, bytes, transfer.buffer.into_buffer().ok());
+        }
+        let stamp = sum.map(|sum| Stamp::new(bytes, sum.finish()));
+        self.descriptors.put(keyed.key.clone(), Opened { fd: transfer.fd, volume, stamp });
+        self.deltas[volume].stored(keyed.salt, bytes);
         if result.is_ok() {
+            self.core.counts.stores.add(1);
             self.core.counts.stored_bytes.add(bytes);
             self.core.watches[self.me].store.record(part.age());
         }
@@ -369,8 +412,10 @@ impl Shard {
     fn abandon(&mut self, active: usize) {
         let Active::Store(store) = self.actives.remove(active) else { unreachable!("a store's number names a store") };
         self.stores.active -= 1;
-        let ActiveStore { keyed, name, from, part, transfer, _queued, .. } = store;
-        if let Err(errno) = self.core.volume.discard(&from)
+        let ActiveStore { keyed, name, volume, from, part, transfer, _queued, .. } = store;
+        let Volume { dir, presence, .. } = &self.core.volumes[volume];
+        if presence.is_up()
+            && let Err(errno) = dir.discard(&from)
             && errno != Errno::ENOENT
         {
             tracing::warn!(?from, %errno, "an unfinished store could not be removed; the next start will");
@@ -378,46 +423,62 @@ impl Shard {
         let bytes = transfer.len as u64;
         let deadline_ms = self.core.config.store_deadline.as_millis() as u64;
         let error = match transfer.error {
-            Some(Error::Io { op, errno, .. }) => self.disk_error(op, &name, errno, bytes),
+            Some(Error::Io { op, errno, .. }) => self.disk_error(volume, op, &name, errno, bytes),
             Some(error) => error,
             None => Error::TimedOut { deadline_ms },
         };
-        self.fail_store(&keyed, part, error, bytes, transfer.buffer.into_buffer().ok());
+        self.fail_store(&keyed, volume, part, error, bytes, transfer.buffer.into_buffer().ok());
     }
 
-    /// A disk without room is `Full`, whichever call says so.
-    fn disk_error(&mut self, op: &'static str, name: &str, errno: Errno, needed: u64) -> Error {
+    /// A disk without room is `Full`, whichever call says so. Other errors are counted against the volume.
+    fn disk_error(&mut self, volume: usize, op: &'static str, name: &str, errno: Errno, needed: u64) -> Error {
         match errno {
             Errno::ENOSPC | Errno::EDQUOT => {
-                self.give_spares_back();
-                let (free, capacity) = self.core.volume.free_bytes().unwrap_or((0, 0));
-                self.core.full(needed, NoRoom { free, capacity })
+                if volume == self.volume {
+                    self.give_spares_back();
+                }
+                let (free, capacity) = self.core.volumes[volume].dir.free_bytes().unwrap_or((0, 0));
+                Error::Full { needed, free, capacity }
             }
             _ => {
-                self.core.volume.health.heed(op, name, errno);
+                self.core.write_failed(volume, op, name, errno);
                 Error::io(op, name, errno)
             }
         }
     }
 
-    fn fail_store(&mut self, keyed: &Keyed, part: Part<StoreReport>, error: Error, bytes: u64, buffer: Option<Buffer>) {
-        if !matches!(error, Error::Full { .. } | Error::OverQuota { .. }) {
-            self.core.counts.store_errors.add(1);
+    fn fail_store(
+        &mut self,
+        keyed: &Keyed,
+        volume: usize,
+        part: Part<StoreReport>,
+        error: Error,
+        bytes: u64,
+        buffer: Option<Buffer>,
+    ) {
+        match &error {
+            Error::Full { .. } => self.core.counts.stores_refused.add(1),
+            _ => self.core.counts.store_errors.add(1),
         }
-        self.give_up_claim(keyed, bytes);
+        self.give_up_claim(keyed, volume, bytes);
         self.answers.push(Answer::Store(part, Err(error), buffer));
         self.release_followers(keyed);
     }
 
     /// Who finds the key free must find its room free, too.
-    pub(super) fn give_up_claim(&mut self, keyed: &Keyed, bytes: u64) {
-        self.deltas.cancelled(keyed.salt, bytes);
+    pub(super) fn give_up_claim(&mut self, keyed: &Keyed, volume: usize, bytes: u64) {
+        self.deltas[volume].cancelled(keyed.salt, bytes);
         self.apply_deltas();
         self.core.index.abort_store(keyed);
     }
 
     /// The key is free, or there is an object now: the stores that waited for it go on.
     pub(super) fn release_followers(&mut self, keyed: &Keyed) {
+        if !self.twins.is_empty()
+            && let Some(waiting) = self.twins.remove(&keyed.key)
+        {
+            waiting.into_iter().for_each(|op| self.settle_twin(op));
+        }
         if self.followers.is_empty() {
             return;
         }

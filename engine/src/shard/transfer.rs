@@ -32,19 +32,22 @@ pub(super) struct Transfer {
     pub(super) buffer: IoBuffer,
     pub(super) fd: Rc<OwnedFd>,
     pub(super) len: usize,
+    /// What its file's volume asks of pieces.
+    pub(super) grid: Grid,
     issued: usize,
     in_flight: usize,
     pub(super) error: Option<Error>,
 }
 
 impl Transfer {
-    pub(super) fn new(buffer: IoBuffer, fd: Rc<OwnedFd>) -> Self {
+    pub(super) fn new(buffer: IoBuffer, fd: Rc<OwnedFd>, grid: Grid) -> Self {
         let len = buffer.len();
-        Self { buffer, fd, len, issued: 0, in_flight: 0, error: None }
+        Self { buffer, fd, len, grid, issued: 0, in_flight: 0, error: None }
     }
 
     /// The next piece to be asked of the kernel; `None` when there is none left, or one has failed.
-    pub(super) fn next(&self, grid: Grid) -> Option<Piece> {
+    pub(super) fn next(&self) -> Option<Piece> {
+        let grid = self.grid;
         if self.issued == self.len || self.error.is_some() {
             return None;
         }

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
 
-use super::{FILE_MODE, OPEN_FILE, STATE_DIR, own_dir};
+use super::directory::{FILE_MODE, OPEN_FILE, STATE_DIR, own_dir};
 use crate::error::{Error, Result};
 
 pub(super) const LOCK_FILE: &str = "lock";

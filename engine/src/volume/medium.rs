@@ -11,7 +11,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::error::{Error, Result};
 use crate::integrity::{STAMP_BYTES, STAMP_NAME};
-use crate::status::VolumeStatus;
+use crate::status::MediumStatus;
 use crate::sys::{remove_attribute, set_attribute, stat_fd};
 
 /// Alignment that every Linux file system with O_DIRECT takes; used where the kernel does not tell.
@@ -82,11 +82,9 @@ impl Medium {
     }
 
     /// For status and tools.
-    pub(crate) fn status(&self, path: &Path) -> VolumeStatus {
-        VolumeStatus {
+    pub(crate) fn status(&self, path: &Path) -> MediumStatus {
+        MediumStatus {
             dir: path.display().to_string(),
-            read_only: None,
-            checks_first_use: false,
             file_system: self.file_system.clone(),
             direct_io: self.direct.is_on,
             memory_align_bytes: self.direct.mem_align,

@@ -91,7 +91,7 @@ impl Cell {
         disk.served.trouble(seed, &[]).map_err(text)?;
         world.settle(&engine);
         world.lives_or_says_why(&engine);
-        let is_dead = engine.status().volume.read_only.is_some();
+        let is_dead = engine.status().volumes[0].read_only.is_some();
         if !is_dead {
             world.check(&engine, &dir, Layout::Fs);
         }

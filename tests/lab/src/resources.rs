@@ -177,7 +177,11 @@ fn read_only(lab: &Lab) {
     });
     let status = engine.status();
     assert!(!status.is_healthy, "a read-only volume is healthy");
-    assert!(status.volume.read_only.is_some_and(|why| why.contains("read-only")), "{:?}", status.problems);
+    assert!(
+        status.volumes[0].read_only.as_deref().is_some_and(|why| why.contains("read-only")),
+        "{:?}",
+        status.problems
+    );
     for n in 0..20 {
         assert!(get(&engine, &key(n), BYTES).expect("loads go on") == payload(n.into(), BYTES));
     }

@@ -244,7 +244,7 @@ impl World {
         for _ in 0..PROBES {
             let Some(report) = self.report("store", engine.store(vec![(key(n), bytes(n).into())])) else { return };
             let status = engine.status();
-            match (&report.results[0], &status.volume.read_only) {
+            match (&report.results[0], &status.volumes[0].read_only) {
                 (Ok(_), None) => {
                     let deleted = self.report("delete", engine.delete(&[key(n)]));
                     if deleted.is_none_or(|report| report.results[0].is_err()) {

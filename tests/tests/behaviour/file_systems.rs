@@ -59,8 +59,12 @@ fn direct_or_not_the_bytes_are_the_same() {
         (config.direct_io, config.layout) = (direct, layout);
         round_trip_twice(&config);
         let status = Engine::open(config).expect("open").status();
-        assert!(direct == DirectIo::Auto || !status.volume.direct_io);
-        assert!(!status.volume.direct_io || status.volume.offset_align_bytes.is_power_of_two(), "{:?}", status.volume);
+        assert!(direct == DirectIo::Auto || !status.volumes[0].medium.direct_io);
+        assert!(
+            !status.volumes[0].medium.direct_io || status.volumes[0].medium.offset_align_bytes.is_power_of_two(),
+            "{:?}",
+            status.volumes
+        );
     }
 }
 
@@ -76,7 +80,7 @@ fn tmpfs_works_and_status_says_how() {
         let mut config = config(scratch.path());
         config.direct_io = direct;
         round_trip_twice(&config);
-        let volume = Engine::open(config).expect("open").status().volume;
+        let volume = Engine::open(config).expect("open").status().volumes[0].medium.clone();
         assert_eq!(volume.file_system, "tmpfs");
         assert!(direct == DirectIo::Auto || !volume.direct_io);
     }
@@ -100,7 +104,7 @@ fn works_on(kind: &str, options: &[&str]) {
         config.direct_io = direct;
         round_trip_twice(&config);
         let status = Engine::open(config).expect("open").status();
-        assert_eq!(status.volume.file_system, kind);
+        assert_eq!(status.volumes[0].medium.file_system, kind);
     }
 }
 

@@ -133,7 +133,7 @@ fn after_an_unclean_reboot_objects_are_checked_before_their_first_use() {
     let past = File::options().write(true).open(scratch.join(&file_name(Layout::Fs, &key(50)))).expect("open");
     past.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(60)).expect("utimens");
     let engine = Engine::open(with(scratch.path(), Integrity::Store)).expect("open");
-    assert!(engine.status().volume.checks_first_use);
+    assert!(engine.status().volumes[0].checks_first_use);
     assert!(!engine.status().notes.is_empty());
     assert!(get(&engine, &key(1), BYTES).expect("it is right") == payload(1, BYTES));
     for _ in 0..2 {
@@ -157,7 +157,7 @@ fn after_an_unclean_reboot_objects_are_checked_before_their_first_use() {
     }
     engine.close();
     assert_eq!(marks(&scratch), [""; 0], "everything that is there was checked");
-    assert!(!open(scratch.path()).status().volume.checks_first_use);
+    assert!(!open(scratch.path()).status().volumes[0].checks_first_use);
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn a_kill_without_a_reboot_casts_no_doubt() {
     // As a kill leaves it.
     fs::write(scratch.join(".saltern/running-one"), b"").expect("write");
     let engine = Engine::open(config).expect("open");
-    assert!(!engine.status().volume.checks_first_use);
+    assert!(!engine.status().volumes[0].checks_first_use);
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn a_directory_that_is_gone_takes_no_stores() {
             matches!(put(&engine, &key(n), b"x"), Err(Error::ReadOnly { .. }))
         });
         let status = engine.status();
-        assert!(!status.is_healthy && status.volume.read_only.is_some(), "{:?}", status.problems);
+        assert!(!status.is_healthy && status.volumes[0].read_only.is_some(), "{:?}", status.problems);
         // Back in its place, it stays as it was: what was lost meanwhile is not known.
         if is_moved {
             fs::rename(scratch.join("elsewhere"), &dir).expect("rename");

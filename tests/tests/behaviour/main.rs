@@ -18,6 +18,7 @@ mod quotas;
 mod recovery;
 mod recycling;
 mod secondary;
+mod several;
 mod snapshot;
 mod tickets;
 mod volume;

@@ -1,4 +1,4 @@
-//! Random batches against a plain map: the two never differ, in bytes or in usage.
+//! Random batches against a plain map, through both adapters, on one volume and on three: they never differ, in bytes or in usage.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, RngSeed, TestRunner};
-use saltern::{Config, DEPTH_RANGE, DirectIo, Durability, Engine, Error, Integrity, Layout, ObjectKey};
+use saltern::{
+    Adapter, Config, DEPTH_RANGE, DirectIo, Discovery, Durability, Engine, Error, FsAdapter, Integrity, Layout,
+    NixlDynamicAdapter, ObjectKey,
+};
 use saltern_tests::{
-    Deleted, Disk, Lender, Loaded, Memory, Model, Object, Recorder, Seed, Stored, assert_books, config, done,
-    file_name, payload, unfinished, varied,
+    Deleted, Lender, Loaded, Memory, Model, Object, Recorder, Seed, Stored, assert_books_of, beside, done, file_name,
+    over, payload, unfinished, varied,
 };
 
 use crate::{is_long, scratch};
@@ -35,6 +38,9 @@ const SIZES: [usize; 14] = [
     MAX_OBJECT_BYTES,
     MAX_OBJECT_BYTES + 1,
 ];
+
+/// A capacity that is never reached.
+const AMPLE: u64 = 1 << 40;
 
 /// Number of keys that `varied` gives.
 const KEYS: usize = 14;
@@ -85,16 +91,37 @@ struct Setup {
     integrity: Integrity,
     spare_bytes: u64,
     open_files: Option<usize>,
+    volumes: usize,
 }
 
 impl Setup {
-    fn config(self, dir: PathBuf) -> Config {
-        let mut config = config(dir);
+    /// Through the adapter of the layout.
+    fn open(self, dirs: &[PathBuf]) -> Box<dyn Adapter> {
+        let config = self.config(dirs);
+        match self.layout {
+            Layout::Fs | Layout::Fs3 => Box::new(FsAdapter::open(config).expect("open")),
+            _ => Box::new(NixlDynamicAdapter::open(config).expect("open")),
+        }
+    }
+
+    fn asks(self) -> bool {
+        !matches!(self.layout, Layout::Fs | Layout::Fs3)
+    }
+
+    fn is_racy(self) -> bool {
+        self.asks() && self.capacity.is_some_and(|bytes| bytes < AMPLE)
+    }
+
+    fn config(self, dirs: &[PathBuf]) -> Config {
+        let mut config = over(dirs);
+        if self.asks() {
+            config.discovery = Discovery::ScanAndAsk;
+        }
         config.layout = self.layout;
         config.shards = self.shards;
         config.capacity_bytes = self.capacity;
         config.segment_bytes = self.segment_bytes;
-        config.pool_bytes = self.shards * 8 * self.segment_bytes + (12 << 20);
+        config.pool_bytes = config.bounce_bytes() + (12 << 20);
         config.depth = self.depth;
         config.integrity = self.integrity;
         config.spare_bytes = self.spare_bytes;
@@ -115,7 +142,7 @@ fn setups() -> impl Strategy<Value = Setup> {
         prop_oneof![4 => Just(DirectIo::Auto), 1 => Just(DirectIo::Off)],
     );
     let shards = (
-        prop_oneof![Just(1_usize), Just(3)],
+        prop_oneof![Just((1_usize, 1_usize)), Just((3, 1)), Just((1, 3)), Just((4, 3))],
         prop_oneof![Just(64_usize << 10), Just(256 << 10), Just(1 << 20)],
         prop_oneof![Just(DEPTH_RANGE.0), Just(64)],
     );
@@ -126,7 +153,10 @@ fn setups() -> impl Strategy<Value = Setup> {
     );
     (volume, shards, files).prop_map(|(volume, shards, files)| {
         let (layout, capacity, durability, direct_io) = volume;
-        let (shards, segment_bytes, depth) = shards;
+        let ((shards, volumes), segment_bytes, depth) = shards;
+        let is_shared = !matches!(layout, Layout::Fs | Layout::Fs3);
+        // A capacity is mandatory there.
+        let capacity = if is_shared { Some(capacity.unwrap_or(AMPLE).max(1)) } else { capacity };
         let (integrity, spare_bytes, open_files) = files;
         Setup {
             layout,
@@ -139,6 +169,7 @@ fn setups() -> impl Strategy<Value = Setup> {
             integrity,
             spare_bytes,
             open_files,
+            volumes,
         }
     })
 }
@@ -178,10 +209,10 @@ fn ops() -> impl Strategy<Value = Op> {
 
 /// The engine and the map, side by side.
 struct Pair<'a> {
-    engine: Option<Engine>,
+    adapter: Option<Box<dyn Adapter>>,
     heard: std::sync::Arc<Recorder>,
     setup: Setup,
-    dir: PathBuf,
+    dirs: Vec<PathBuf>,
     keys: Vec<ObjectKey>,
     model: Model,
     lender: &'a mut Lender,
@@ -194,30 +225,36 @@ struct Pair<'a> {
 impl<'a> Pair<'a> {
     fn new(setup: Setup, dir: PathBuf, lender: &'a mut Lender) -> Self {
         let (keys, model) = (varied(setup.layout), Model::new(setup.capacity));
-        let mut pair =
-            Self { engine: None, heard: Recorder::new(), setup, dir, keys, model, lender, stores: 0, pool_bytes: 0 };
+        let dirs = beside(&dir, setup.volumes);
+        let heard = Recorder::new();
+        let mut pair = Self { adapter: None, heard, setup, dirs, keys, model, lender, stores: 0, pool_bytes: 0 };
         pair.open();
         pair
     }
 
     fn engine(&self) -> &Engine {
-        self.engine.as_ref().expect("open")
+        self.adapter.as_ref().expect("open").engine()
     }
 
     fn open(&mut self) {
-        let engine = Engine::open(self.setup.config(self.dir.clone())).expect("open");
+        // In whatever order.
+        self.dirs.rotate_left(self.stores as usize % self.setup.volumes);
+        let adapter = self.setup.open(&self.dirs);
+        let engine = adapter.engine();
         let report = engine.wait_recovered();
         assert_eq!((report.objects, report.bytes), (self.model.objects().count() as u64, self.model.bytes()));
         assert_eq!((report.foreign.count, report.unfinished), (0, 0));
-        self.lender.register(&engine);
+        self.lender.register(engine);
         self.heard = Recorder::new();
         engine.subscribe(self.heard.clone()).expect("subscribe");
         self.pool_bytes = engine.pool().status().used_bytes;
-        self.engine = Some(engine);
+        self.adapter = Some(adapter);
     }
 
     fn apply(&mut self, op: &Op) {
         match op {
+            // Where the disk is asked, shards ask side by side, and whoever is first gets the last room.
+            Op::Store(batch) if self.setup.is_racy() => batch.chunks(1).for_each(|one| self.store(one)),
             Op::Store(batch) => self.store(batch),
             Op::Load(batch) => self.load(batch),
             Op::LookupAndPin(keys) => {
@@ -247,7 +284,7 @@ impl<'a> Pair<'a> {
         for (key, size, memory) in batch {
             self.stores += 1;
             let content = payload(self.stores, SIZES[*size]);
-            let (buffer, loan) = self.lender.lend(self.engine.as_ref().expect("open"), *memory, &content);
+            let (buffer, loan) = self.lender.lend(self.adapter.as_ref().expect("open").engine(), *memory, &content);
             lent.push((self.keys[*key].clone(), buffer));
             loans.push((*key, Object { bytes: content.len() as u64, seed: self.stores }, loan));
         }
@@ -284,7 +321,7 @@ impl<'a> Pair<'a> {
         let (mut lent, mut loans) = (Vec::new(), Vec::new());
         for (key, fit, memory) in batch {
             let content = vec![UNTOUCHED; fit.buffer_bytes(self.model.object(*key))];
-            let (buffer, loan) = self.lender.lend(self.engine.as_ref().expect("open"), *memory, &content);
+            let (buffer, loan) = self.lender.lend(self.adapter.as_ref().expect("open").engine(), *memory, &content);
             lent.push((self.keys[*key].clone(), buffer));
             loans.push((*key, content.len() as u64, loan));
         }
@@ -338,18 +375,18 @@ impl<'a> Pair<'a> {
 
     /// Closes, and compares what is on disk, name by name and byte by byte, and what the listener heard.
     fn close(&mut self) {
-        let engine = self.engine.take().expect("open");
-        assert_books(&engine, &self.dir, self.setup.layout);
+        let adapter = self.adapter.take().expect("open");
+        let engine = adapter.engine();
+        let disk = assert_books_of(engine, &self.dirs, self.setup.layout);
         assert_eq!(engine.pool().status().used_bytes, self.pool_bytes, "buffers of the pool are back");
-        engine.close();
-        assert_eq!(unfinished(&self.dir), [""; 0].map(PathBuf::from));
-        let disk = Disk::read(&self.dir, self.setup.layout);
+        adapter.close();
+        assert!(self.dirs.iter().all(|dir| unfinished(dir).is_empty()));
         let expected: BTreeMap<String, u64> =
             self.model.objects().map(|(key, object)| (self.file(key), object.bytes)).collect();
         assert_eq!(disk.files, expected);
         assert_eq!(disk.others, [""; 0].map(PathBuf::from));
         for (key, object) in self.model.objects() {
-            let found = fs::read(self.dir.join(self.file(key))).expect("read");
+            let found = self.dirs.iter().find_map(|dir| fs::read(dir.join(self.file(key))).ok()).expect("read");
             assert!(found == payload(object.seed, object.bytes as usize), "{}: wrong bytes on disk", self.keys[key]);
         }
         assert_eq!(self.heard.resets(), 0);

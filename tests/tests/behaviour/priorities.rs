@@ -39,7 +39,7 @@ fn status_says_whether_the_scheduler_is_told() {
         (config.io_priority, config.shards) = (wanted, 2);
         let engine = Engine::open(config).expect("open");
         let status = engine.status();
-        assert_eq!(status.volume.io_scheduler.as_deref(), Some(scheduler));
+        assert_eq!(status.volumes[0].medium.io_scheduler.as_deref(), Some(scheduler));
         assert!(status.shards.iter().all(|shard| shard.io_priority == is_told), "{scheduler}, {wanted:?}");
         let content = payload(number.into(), 300_001);
         assert_eq!(put(&engine, &key(number), &content).expect("store"), content.len() as u64);

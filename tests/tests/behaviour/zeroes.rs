@@ -33,7 +33,10 @@ fn where_the_device_cannot_nothing_changes() {
         Engine::open(config).expect("open")
     };
     let status = engine.status();
-    assert_eq!(status.write_zeroes, status.volume.write_zeroes, "on where it was asked for and the device can");
+    assert_eq!(
+        status.write_zeroes, status.volumes[0].medium.write_zeroes,
+        "on where it was asked for and the device can"
+    );
     store_and_load(&engine);
     assert_books(&engine, scratch.path(), Layout::Fs);
     engine.close();
@@ -78,7 +81,7 @@ fn child() {
     config.write_zeroes = true;
     let engine = Engine::open(config).expect("open");
     let status = engine.status();
-    assert!(status.write_zeroes && status.volume.write_zeroes, "the probe takes the device's word");
+    assert!(status.write_zeroes && status.volumes[0].medium.write_zeroes, "the probe takes the device's word");
     store_and_load(&engine);
     // That it was asked for: here it says that there is no room, which is no half-written object.
     let refused = put(&engine, &key(100), &payload(100, NO_ROOM));

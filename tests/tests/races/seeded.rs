@@ -5,20 +5,25 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rand::Rng;
 use rand::rngs::StdRng;
-use saltern::{Adapter, Buffer, Config, Discovery, Engine, Error, EventKind, Layout, ObjectKey};
-use saltern_tests::{Model, Object, Recorder, Seed, Stored, assert_books, config, done, file_name, payload, salted};
+use saltern::{Adapter, Buffer, Discovery, Engine, Error, EventKind, Layout, ObjectKey};
+use saltern_tests::{
+    Model, Object, Recorder, Seed, Stored, assert_books_of, beside, done, file_name, over, payload, salted,
+};
 
 use crate::history::{Event, Op, explain};
 use crate::schedule::Schedule;
 use crate::scratch;
 
 const HISTORIES: u64 = 1000;
+
+/// Histories on three volumes, of each race, beside those on one.
+const HISTORIES_OF_SEVERAL: u64 = 200;
 const THREADS: usize = 3;
 const LAYOUT: Layout = Layout::NixlSharded;
 
@@ -73,6 +78,11 @@ fn plant(dir: &Path, key: &ObjectKey, object: Object) {
     fs::write(path, payload(object.seed, object.bytes as usize)).expect("write");
 }
 
+/// Where other programs store the objects of a history: on whichever volume.
+fn planting_ground(dirs: &[PathBuf], history: u64) -> &Path {
+    &dirs[history as usize % dirs.len()]
+}
+
 impl Race {
     /// Whether the keys of a history were planted before the engine was opened: then it has counted them.
     fn is_early(&self, history: u64) -> bool {
@@ -107,7 +117,7 @@ type Plan = Vec<(Kind, usize, u64)>;
 struct Histories<'a> {
     race: &'a Race,
     engine: &'a Engine,
-    dir: &'a Path,
+    dirs: &'a [PathBuf],
     clock: AtomicU64,
     schedule: Schedule,
     /// Answers by key of all histories: objects added, uses, deletes, and whether it was planted.
@@ -142,7 +152,7 @@ impl Histories<'_> {
                     assert!(stored[0].is_ok(), "{stored:?}");
                     self.answers.entry(name.clone()).or_default().stored += 1;
                 }
-                Before::Planted => plant(self.dir, &name, object),
+                Before::Planted => plant(planting_ground(self.dirs, history), &name, object),
             }
             let planted = self.race.is_early(history) || before == Before::Planted;
             self.answers.entry(name).or_default().planted = planted;
@@ -295,16 +305,22 @@ fn check_heard(heard: &Recorder, answered: &HashMap<ObjectKey, Answers>) {
 }
 
 fn race(race: &Race) {
+    race_on(race, 1, HISTORIES);
+    race_on(race, 3, HISTORIES_OF_SEVERAL);
+}
+
+fn race_on(race: &Race, volumes: usize, count: u64) {
     let seed = Seed::new(race.name);
     let scratch = scratch(race.name);
+    let dirs = beside(&scratch.join("volume"), volumes);
     let schedule = Schedule::new(seed.rng(0));
-    let mut config: Config = config(scratch.path());
+    let mut config = over(&dirs);
     (config.layout, config.discovery, config.capacity_bytes) = (LAYOUT, race.discovery, race.capacity);
-    (config.absent_ttl, config.steps, config.shards) = (Default::default(), schedule.steps(), 2);
-    let early = (0..HISTORIES).filter(|history| race.is_early(*history));
+    (config.absent_ttl, config.steps, config.shards) = (Default::default(), schedule.steps(), 2 * volumes);
+    let early = (0..count).filter(|history| race.is_early(*history));
     let early = early.flat_map(|history| (0..race.keys).map(move |key| (history, key)));
     let planted = early.map(|(history, key)| {
-        plant(scratch.path(), &key_of(history, key), object_before(history, key));
+        plant(planting_ground(&dirs, history), &key_of(history, key), object_before(history, key));
         bytes_of(key) as u64
     });
     let planted_bytes = planted.sum();
@@ -312,13 +328,12 @@ fn race(race: &Race) {
     let heard = Recorder::new();
     engine.subscribe(heard.clone()).expect("subscribe");
     let (clock, answers) = (AtomicU64::new(0), HashMap::new());
-    let mut histories =
-        Histories { race, engine: &engine, dir: scratch.path(), clock, schedule, answers, planted_bytes };
-    for history in 0..HISTORIES {
+    let mut histories = Histories { race, engine: &engine, dirs: &dirs, clock, schedule, answers, planted_bytes };
+    for history in 0..count {
         histories.history(history, &seed);
     }
     let answers = histories.answers;
-    assert_books(&engine, scratch.path(), LAYOUT);
+    assert_books_of(&engine, &dirs, LAYOUT);
     engine.close();
     check_heard(&heard, &answers);
 }

@@ -34,7 +34,7 @@ pub(super) fn checks(dir: &Path) -> Vec<Check> {
     checks
 }
 
-fn file_system(volume: &saltern::VolumeStatus, mount: Option<&Mount>) -> Check {
+fn file_system(volume: &saltern::MediumStatus, mount: Option<&Mount>) -> Check {
     let name = volume.file_system.as_str();
     let value = mount.map_or_else(|| name.to_owned(), |mount| format!("{name} on {} ({})", mount.point, mount.options));
     if mount.is_some_and(|mount| mount.options.split(',').any(|option| option == "data=journal")) {
@@ -60,7 +60,7 @@ fn file_system(volume: &saltern::VolumeStatus, mount: Option<&Mount>) -> Check {
     }
 }
 
-fn direct_io(volume: &saltern::VolumeStatus) -> Check {
+fn direct_io(volume: &saltern::MediumStatus) -> Check {
     if !volume.direct_io {
         let advice = "loads and stores go through the page cache: choose ext4 or xfs on a local disk";
         return Check::new(Status::Warn, DIRECT_IO, "not taken by this file system", advice);
@@ -74,7 +74,7 @@ fn direct_io(volume: &saltern::VolumeStatus) -> Check {
     Check::ok(DIRECT_IO, value)
 }
 
-fn attributes(volume: &saltern::VolumeStatus) -> Check {
+fn attributes(volume: &saltern::MediumStatus) -> Check {
     const ITEM: &str = "user attributes";
     if volume.user_attributes {
         return Check::ok(ITEM, "taken: objects have checksums");
@@ -83,7 +83,7 @@ fn attributes(volume: &saltern::VolumeStatus) -> Check {
     Check::new(Status::Warn, ITEM, "not taken by this file system", advice)
 }
 
-fn write_zeroes(volume: &saltern::VolumeStatus) -> Check {
+fn write_zeroes(volume: &saltern::MediumStatus) -> Check {
     const ITEM: &str = "write zeroes";
     if volume.write_zeroes {
         let advice =
