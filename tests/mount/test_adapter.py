@@ -406,7 +406,7 @@ def test_every_option_is_described_and_taken(directory) -> None:
     status = adapter.report_status()
     adapter.close()
     assert (status["durability"], status["integrity"], len(status["shards"])) == ("data", "verify", 2)
-    assert status["volume"]["direct_io"] is False
+    assert status["volumes"][0]["direct_io"] is False
 
 
 def test_the_engine_evicts_where_it_is_asked_to(open_adapter) -> None:
