@@ -112,7 +112,7 @@ def machine() -> dict[str, Any]:
 
 
 def volume(status: dict[str, Any], directory: Path) -> dict[str, Any]:
-    shards, on = status.get("shards") or [{}], status.get("volume", {})
+    shards, on = status.get("shards") or [{}], (status.get("volumes") or [{}])[0]
     return {
         "dir": str(directory),
         "fs": on.get("file_system", ""),

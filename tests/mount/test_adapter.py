@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from daemon import Recorder, key, payload
+from daemon import Driver, Recorder, key, payload
 from saltern import ConfigError, VolumeOwned
 from saltern.lmcache import SalternL2Adapter, SalternL2AdapterConfig
 
@@ -317,7 +317,9 @@ def test_a_directory_has_one_owner(open_adapter, directory) -> None:
     [
         ({}, "base_path"),
         ({"base_path": ""}, "base_path"),
-        ({"base_paths": ["a", "b"]}, "base_paths"),
+        ({"base_paths": []}, "base_paths"),
+        ({"base_paths": ["a", "a"]}, "a"),
+        ({"base_paths": ["a", ""]}, "base_path"),
         ({"base_path": "a", "base_paths": ["b"]}, "base_paths"),
         ({"base_path": "a", "use_odirect": True}, "use_odirect"),
         ({"base_path": "a", "layout": "zip"}, "layout"),
@@ -360,6 +362,8 @@ def test_options_are_described() -> None:
 
 def test_every_option_is_described_and_taken(directory) -> None:
     options = {
+        "require_volumes": False,
+        "volume_capacity_gb": 1,
         "layout": "fs3",
         "max_capacity_gb": 1,
         "eviction_mode": "engine",
@@ -456,3 +460,27 @@ def test_what_is_offered_once_is_not_written_where_that_is_asked_for(open_adapte
     assert driver.adapter.get_usage().total_bytes_used == 0
     assert driver.store([one], [slot]).is_successful()
     driver.check_numbers([1], 65536)
+
+
+def test_several_directories_are_one_store(directory, arena) -> None:
+    paths = [directory / name for name in ("one", "two", "three")]
+
+    def opened(order: list[int]) -> Driver:
+        params = {"base_paths": [str(paths[at]) for at in order], "max_capacity_gb": 1}
+        return Driver(SalternL2Adapter(params, l1_memory_desc=arena.description(True)), arena)
+
+    driver = opened([0, 1, 2])
+    driver.store_numbers(range(60), 65536)
+    driver.check_numbers(range(60), 65536)
+    driver.adapter.close()
+    counts = [len(list(path.glob("*.data"))) for path in paths]
+    assert sum(counts) == 60 and min(counts) > 0
+    # In whatever order they are named.
+    again = opened([2, 0, 1])
+    try:
+        assert again.adapter.get_usage().total_bytes_used == 60 * 65536
+        again.check_numbers(range(60), 65536)
+        again.adapter.delete([key(number) for number in range(30)])
+        assert len(again.adapter.list_l2_keys().entries) == 30
+    finally:
+        again.adapter.close()

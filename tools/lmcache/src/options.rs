@@ -43,6 +43,8 @@ enum AdmissionMode {
 pub(crate) struct Options {
     base_path: Option<PathBuf>,
     base_paths: Option<Vec<PathBuf>>,
+    require_volumes: Option<bool>,
+    volume_capacity_gb: Option<f64>,
     layout: Option<String>,
     #[serde(default)]
     max_capacity_gb: f64,
@@ -103,20 +105,19 @@ impl Options {
         })
     }
 
-    fn directory(&self) -> Result<PathBuf, String> {
-        let one = match (&self.base_path, self.base_paths.as_deref()) {
+    /// The directories of all volumes, at least one.
+    fn directories(&self) -> Result<&[PathBuf], String> {
+        let all = match (&self.base_path, self.base_paths.as_deref()) {
             (Some(_), Some(_)) => return Err("base_path and base_paths exclude each other".into()),
-            (Some(path), None) | (None, Some([path])) => path,
+            (Some(path), None) => std::slice::from_ref(path),
             (None, Some([])) => return Err("base_paths is empty".into()),
-            (None, Some(_)) => {
-                return Err("base_paths: more than one directory is not supported by this version".into());
-            }
+            (None, Some(paths)) => paths,
             (None, None) => return Err("base_path is missing: the directory that holds the objects".into()),
         };
-        if one.as_os_str().is_empty() {
+        if all.iter().any(|path| path.as_os_str().is_empty()) {
             return Err("base_path is empty".into());
         }
-        Ok(one.clone())
+        Ok(all)
     }
 
     /// Quotas to set when the engine is open: salts and bytes.
@@ -166,7 +167,11 @@ impl Options {
 
     /// The configuration of an engine. Its own limits are checked when it opens.
     pub(crate) fn config(&self) -> Result<Config, String> {
-        let mut config = Config::new(self.directory()?);
+        let mut config = Config::over(self.directories()?);
+        set(&mut config.require_volumes, self.require_volumes);
+        if let Some(gb) = self.volume_capacity_gb {
+            config.volume_capacity_bytes = Some(bytes("volume_capacity_gb", gb, GIB)?);
+        }
         if let Some(name) = &self.layout {
             config.layout = name.parse::<Layout>().map_err(|error| format!("layout: {error}"))?;
         }

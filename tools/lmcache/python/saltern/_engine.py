@@ -60,7 +60,7 @@ class Engine(_saltern.Engine):
     while it is stored, or use it while it is loaded into.
 
     Args:
-        base_path: The directory; created where it does not exist.
+        base_path: The directory; created where it does not exist. Several take ``base_paths``, a list, instead.
         **options: As described in ``README.md``: ``layout``, ``max_capacity_gb``, ``durability``, ``integrity``, ``shards``,
             ``spare_gb``, and so on.
 
@@ -91,8 +91,10 @@ class Engine(_saltern.Engine):
         >>> directory.cleanup()
     """
 
-    def __new__(cls, base_path: Union[str, os.PathLike[str]], **options: Any) -> "Engine":
-        engine = super().__new__(cls, json.dumps({"base_path": os.fspath(base_path), **options}))
+    def __new__(cls, base_path: Union[str, os.PathLike[str], None] = None, **options: Any) -> "Engine":
+        if base_path is not None:
+            options["base_path"] = os.fspath(base_path)
+        engine = super().__new__(cls, json.dumps(options))
         _open_engines.add(engine)
         return engine
 

@@ -34,8 +34,10 @@ class SalternL2AdapterConfig(L2AdapterConfigBase):
     @classmethod
     def help(cls) -> str:
         return (
-            "saltern adapter_params (all but base_path optional; sizes in powers of 1024):\n"
+            "saltern adapter_params (base_path or base_paths is needed; sizes in powers of 1024):\n"
             "- base_path (str): the directory that holds the objects, on ext4 or xfs on local NVMe\n"
+            "- base_paths (list): instead, one directory on each of several drives; require_volumes (bool): all have to open\n"
+            "  (default true); volume_capacity_gb (float): most bytes on each (default: no limit of its own)\n"
             "- layout (str): fs (default; directories of fs and fs_native), fs3, nixl, nixl3, nixl-sharded\n"
             "- max_capacity_gb (float): most bytes of objects (default 0: no limit, no eviction)\n"
             "- eviction_mode (str): host (default: the daemon evicts), engine (saltern does, by itself)\n"
