@@ -45,6 +45,9 @@ pub enum Error {
     /// An operation passed its deadline while the kernel had its memory, which cannot be used again.
     #[error("an operation passed its deadline, and the kernel still has its memory; is the disk failing?")]
     MemoryKept,
+    /// The GPU cannot be used, or a call of its libraries failed.
+    #[error(transparent)]
+    Gpu(Box<saltern_gds::GdsError>),
     /// A plot could not be drawn.
     #[error("the report could not be drawn: {0}")]
     Plot(String),

@@ -15,6 +15,7 @@ pub mod ceiling;
 mod closed_loop;
 mod contest;
 mod error;
+pub mod gpu;
 pub mod machine;
 mod memory;
 mod meter;

@@ -70,6 +70,8 @@ impl Core {
                 }
                 self.evicted(&[Evicted { salt: op.keyed.salt, bytes: op.held.bytes, is_gone }]);
             }
+            // Who asked for a device hears that its sender is gone.
+            Command::Attach(..) => {}
             Command::Twin(_) | Command::Lost(_) | Command::Released(_) | Command::Adopt | Command::Close => {}
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::admission::Admission;
+use crate::device::sim::SimDevice;
 use crate::error::{Error, Result};
 use crate::eviction::PolicyKind;
 use crate::integrity::Integrity;
@@ -254,6 +255,10 @@ pub struct Config {
     #[doc(hidden)]
     #[serde(skip)]
     pub boot_id: Option<String>,
+    /// Let all memory that is handed in play memory of this device: so that every test is one of the device path.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub loopback: Option<SimDevice>,
     /// Threads that scan a directory at open, of each volume; all volumes are scanned side by side. Default 2.
     pub scan_threads: usize,
     /// How long open waits for the I/O of a dead owner to end before it gives up. Default 10 s.
@@ -303,6 +308,7 @@ impl Config {
             steps: Steps::default(),
             skip_quarantine: false,
             boot_id: None,
+            loopback: None,
             scan_threads: 2,
             lock_wait: Duration::from_secs(10),
         }

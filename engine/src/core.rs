@@ -12,6 +12,7 @@ use crate::admission::Filter;
 use crate::completion::CompletionFds;
 use crate::config::Config;
 use crate::counts::Counts;
+use crate::device::attached::Attached;
 use crate::discover::{Discover, Found, Seen};
 use crate::error::{Error, Result};
 use crate::events::Hub;
@@ -53,6 +54,8 @@ pub(crate) struct Core {
     pub(crate) counts: Arc<Counts>,
     pub(crate) pool: Pool,
     pub(crate) registry: BufferRegistry,
+    /// Never removed while the engine lives: rings know their slots.
+    pub(crate) devices: Mutex<Vec<Arc<Attached>>>,
     pub(crate) mailboxes: Vec<Mailbox>,
     pub(crate) shard_status: Mutex<Vec<ShardStatus>>,
     /// By shard.

@@ -391,6 +391,7 @@ impl Core {
             volumes,
             pool: core.pool.status(),
             latency: core.distributions().status(),
+            devices: core.devices.lock().iter().map(|attached| attached.status()).collect(),
             counters: core.counts.snapshot(core.ledger().underflows()),
         }
     }

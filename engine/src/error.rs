@@ -182,6 +182,19 @@ pub enum Error {
         /// What it answered.
         errno: Errno,
     },
+    /// A device did not do what was asked of it.
+    #[error("{device}: {op}: {reason}")]
+    Device {
+        /// Its name.
+        device: String,
+        /// What was to be done.
+        op: &'static str,
+        /// What it answered.
+        reason: String,
+    },
+    /// The buffer is memory of a device that this engine does not use.
+    #[error("memory of a device that is not attached to this engine; call Engine::attach_device first")]
+    NotAttached,
     /// The deadline passed. I/O that the kernel still has in hand keeps its buffers until it ends.
     #[error("not done within {deadline_ms} ms")]
     TimedOut {

@@ -149,6 +149,11 @@ impl Sum {
         }
     }
 
+    /// How far the payload has been summed.
+    pub(crate) fn upto(&self) -> usize {
+        self.upto
+    }
+
     /// The checksum of what was summed.
     pub(crate) fn finish(&self) -> u64 {
         self.digest.finalize()

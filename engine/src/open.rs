@@ -123,8 +123,7 @@ fn start(config: Config) -> Result<Engine> {
     reserve_descriptors(volumes[0].dir.lock_fd(), &config);
     let pool = Pool::new(config.pool_bytes)?;
     let registry = BufferRegistry::new();
-    let (ptr, len) = pool.span();
-    register(&registry, ptr, len)?;
+    register(&registry, &pool)?;
     let hub = Arc::new(Hub::new());
     let counts = Arc::new(Counts::default());
     let completion = Arc::new(CompletionFds::new()?);
@@ -146,6 +145,7 @@ fn start(config: Config) -> Result<Engine> {
         completion,
         counts,
         registry,
+        devices: Mutex::default(),
         pool,
         shard_status: Mutex::new(Vec::new()),
         watches: (0..config.shards.max(volumes.len())).map(|_| CachePadded::default()).collect(),
@@ -177,6 +177,9 @@ fn start(config: Config) -> Result<Engine> {
     engine.guards = Guards::start(&engine.core)?;
     engine.keeper = Some(Keeper::start(&engine.core)?);
     engine.server = Some(Server::start(&engine.core));
+    if let Some(device) = engine.core.config.loopback.clone() {
+        engine.attach_loopback(device)?;
+    }
     Ok(engine)
 }
 
@@ -217,9 +220,11 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| Error::spawn(name, &error))
 }
 
-#[expect(unsafe_code, reason = "the engine vouches for its own pool")]
-fn register(registry: &BufferRegistry, ptr: *mut u8, len: usize) -> Result<()> {
-    // SAFETY: the pool is mapped until `Core` is dropped, which the shards' threads hold for as long as their rings live.
+#[expect(unsafe_code, reason = "the engine vouches for its own pools")]
+pub(crate) fn register(registry: &BufferRegistry, pool: &Pool) -> Result<()> {
+    let (ptr, len) = pool.span();
+    // SAFETY: `Core` holds a clone of each pool that is passed here, and the shards' threads hold `Core` for as long as their
+    // rings live.
     unsafe { registry.add(ptr, len) }
 }
 

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::admission::Admission;
 use crate::config::{Durability, Eviction};
+use crate::device::DeviceStatus;
 use crate::integrity::Integrity;
 use crate::layout::Layout;
 use crate::mem::PoolStatus;
@@ -65,6 +66,8 @@ pub struct Status {
     pub pool: PoolStatus,
     /// How long operations took.
     pub latency: LatenciesStatus,
+    /// Devices whose memory can be used.
+    pub devices: Vec<DeviceStatus>,
     /// What has been done since the engine was opened.
     pub counters: Counters,
 }

@@ -27,5 +27,5 @@ pub use mount::{LoopMount, Unmountable};
 pub use openmetrics::{Exposition, Family};
 pub use scratch::Scratch;
 pub use seed::Seed;
-pub use talk::{beside, config, find, get, open, over, put, remove};
+pub use talk::{beside, config, find, get, on_device, open, over, put, remove};
 pub use wait::{WAIT_MAX, block_on, done, until};

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use saltern::device::sim::{SimDevice, SimOptions};
 use saltern::steps::Steps;
 use saltern::{Buffer, Config, Engine, Error, ObjectKey};
 
@@ -18,6 +19,11 @@ pub fn config(dir: impl Into<PathBuf>) -> Config {
     config.segment_bytes = 256 << 10;
     config.pool_bytes = 16 << 20;
     config.steps = checked(Steps::default());
+    if on_device() {
+        let mut options = SimOptions::default();
+        options.reorder = true;
+        config.loopback = Some(SimDevice::new(options));
+    }
     config
 }
 
@@ -33,6 +39,15 @@ pub fn over(dirs: &[PathBuf]) -> Config {
     config.more_dirs = dirs[1..].to_vec();
     config
 }
+
+/// Whether this is a suite of host memory that runs again on the software device: every buffer plays memory of it.
+pub fn on_device() -> bool {
+    let name = std::env::current_exe().ok().and_then(|path| Some(path.file_name()?.to_str()?.starts_with(ON_DEVICE)));
+    name.unwrap_or(false)
+}
+
+/// How the test binaries begin that do so.
+const ON_DEVICE: &str = "on_device";
 
 /// Opens with [`config`].
 pub fn open(dir: &Path) -> Engine {

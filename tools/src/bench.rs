@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use saltern::{Integrity, Layout};
+use saltern_bench::gpu::Target;
 use saltern_bench::report::{EngineName, LatencyUs, PhaseResult, Report};
 use saltern_bench::{Hooks, Options, Phase, page, run as run_bench};
 
+use crate::bench_gpu;
 use crate::failure::{Failure, Outcome};
 use crate::human::{self, Columns};
 use crate::output::{self, JsonArgs};
@@ -26,6 +28,11 @@ pub(crate) struct Args {
     /// Directory in which the scratch directory is made; its file system is what is measured
     #[arg(long, default_value = ".")]
     dir: PathBuf,
+    /// What memory objects move to and from: host, gpu, gpu:N, or gpu-sim (a software device). For GPUs the rows are the engine by
+    /// its pinned pipeline and by cuFile where that is direct, plain read + copy with threads, and cuFile's compatibility mode;
+    /// --phases, --layout, --baselines and --report are for the host
+    #[arg(long, default_value = "host")]
+    target: Target,
     /// How keys become file names: fs, fs3, nixl, nixl3, nixl-sharded
     #[arg(long, default_value_t = Layout::Fs)]
     layout: Layout,
@@ -72,7 +79,14 @@ pub(crate) fn run(args: Args) -> Result<Outcome, Failure> {
     let (report_path, json) = (args.report.clone(), args.json.clone());
     let report = match &args.from {
         Some(path) => read(path)?,
-        None => measure(args)?,
+        None => {
+            let target = args.target;
+            let options = options(args)?;
+            if target != Target::Host {
+                return bench_gpu::run(&options, target, &json);
+            }
+            measure(&options)?
+        }
     };
     if let Some(path) = &report_path {
         output::write(path, "--report", &page::render(&report)?)?;
@@ -91,7 +105,7 @@ fn read(path: &Path) -> Result<Report, Failure> {
     serde_json::from_str(&text).map_err(|error| failed(&error))
 }
 
-fn measure(args: Args) -> Result<Report, Failure> {
+fn options(args: Args) -> Result<Options, Failure> {
     let to_usize = |bytes: &u64| usize::try_from(*bytes).map_err(Failure::new);
     let options = Options {
         parent: args.dir,
@@ -107,9 +121,13 @@ fn measure(args: Args) -> Result<Report, Failure> {
         ..Options::default()
     };
     options.validate()?;
+    Ok(options)
+}
+
+fn measure(options: &Options) -> Result<Report, Failure> {
     let cancel = cancel_flag()?;
     let bar = Bar::new();
-    Ok(run_bench(&options, Hooks { progress: &bar, cancel: &cancel })?)
+    Ok(run_bench(options, Hooks { progress: &bar, cancel: &cancel })?)
 }
 
 fn render(report: &Report) -> String {

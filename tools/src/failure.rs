@@ -84,6 +84,9 @@ impl From<bench::Error> for Failure {
                 let hint = source.raw_os_error().and_then(io_hint);
                 hint.into_iter().fold(Self::new(message), Self::hint)
             }
+            bench::Error::Gpu(_) => {
+                Self::new(message).hint("`saltern doctor` shows what is missing; `--target gpu-sim` needs no GPU")
+            }
             bench::Error::Stuck { .. } | bench::Error::MemoryKept => {
                 Self::new(message).hint("look for disk errors with `dmesg`")
             }

@@ -3,6 +3,7 @@
 mod apply;
 mod archive;
 mod bench;
+mod bench_gpu;
 mod ceiling;
 mod clean;
 mod doctor;
@@ -72,6 +73,12 @@ enum Command {
     /// Answer a bench in another process what the device does
     #[command(hide = true)]
     Ceiling(ceiling::Args),
+    /// Try cuFile, for a probe in another process
+    #[command(name = saltern_gds::HELPER_SUBCOMMAND, hide = true)]
+    GdsProbe {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<std::ffi::OsString>,
+    },
 }
 
 const EXIT_CODES: &str = "\
@@ -106,6 +113,10 @@ fn main() -> ExitCode {
         Command::Completions(args) => manual::completions(&args, Cli::command()),
         Command::Man(args) => manual::man(&args, Cli::command()),
         Command::Ceiling(args) => ceiling::run(&args),
+        Command::GdsProbe { arguments } => {
+            saltern_gds::helper_main(arguments);
+            Ok(Outcome::Clean)
+        }
     };
     match outcome {
         Ok(Outcome::Clean) => ExitCode::SUCCESS,

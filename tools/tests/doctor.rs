@@ -29,6 +29,7 @@ fn every_item_has_a_line_and_nothing_stays() {
         "open files",
         "CPUs",
         "shards",
+        "CUDA driver",
         "engine",
     ] {
         assert!(items.contains(&item), "{item} is missing in {items:?}");

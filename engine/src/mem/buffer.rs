@@ -4,12 +4,13 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use super::device::DeviceBuffer;
 use super::pool::PoolBuffer;
 
 /// Held by the engine for as long as it, or the kernel, may touch foreign memory.
 pub type Keepalive = Arc<dyn Any + Send + Sync>;
 
-/// The bytes of one object: owned memory, a buffer of the pool, or memory lent by address.
+/// The bytes of one object: owned memory, a buffer of the pool, memory lent by address, or memory of a device.
 ///
 /// Any address and length works. Memory aligned as the file system asks (a page is enough everywhere) moves
 /// without a copy; the rest goes through the engine's bounce buffers.
@@ -19,6 +20,7 @@ enum Kind {
     Heap(Vec<u8>),
     Pool(PoolBuffer),
     Foreign { ptr: *mut u8, len: usize, _keepalive: Option<Keepalive> },
+    Device(Box<DeviceBuffer>),
 }
 
 // SAFETY: owned memory is `Send`; for foreign memory the caller of `foreign` vouches for use from any thread.
@@ -47,6 +49,7 @@ impl Buffer {
             Kind::Heap(bytes) => bytes.len(),
             Kind::Pool(buffer) => buffer.len(),
             Kind::Foreign { len, .. } => *len,
+            Kind::Device(memory) => memory.len(),
         }
     }
 
@@ -56,6 +59,9 @@ impl Buffer {
     }
 
     /// The bytes.
+    ///
+    /// # Panics
+    /// When they are in a device's memory ([`Buffer::is_device`]), which the CPU cannot look at.
     pub fn as_slice(&self) -> &[u8] {
         match &self.0 {
             Kind::Heap(bytes) => bytes,
@@ -63,10 +69,37 @@ impl Buffer {
             Kind::Foreign { len: 0, .. } => &[],
             // SAFETY: the contract of `foreign`: valid for reads while this buffer lives, and nobody writes.
             Kind::Foreign { ptr, len, .. } => unsafe { std::slice::from_raw_parts(*ptr, *len) },
+            Kind::Device(memory) => panic!("{memory:?} is not memory of the CPU's"),
+        }
+    }
+
+    /// Whether the bytes are in a device's memory.
+    pub fn is_device(&self) -> bool {
+        matches!(self.0, Kind::Device(_))
+    }
+
+    /// The device's memory.
+    ///
+    /// # Errors
+    /// Gives the buffer back where it is memory of the CPU's.
+    pub fn into_device(self) -> Result<DeviceBuffer, Self> {
+        match self.0 {
+            Kind::Device(memory) => Ok(*memory),
+            other => Err(Self(other)),
+        }
+    }
+
+    pub(crate) fn device(&self) -> Option<&DeviceBuffer> {
+        match &self.0 {
+            Kind::Device(memory) => Some(memory),
+            _ => None,
         }
     }
 
     /// The bytes as a vector: moved where they were one, copied else.
+    ///
+    /// # Panics
+    /// As [`Buffer::as_slice`].
     pub fn into_vec(self) -> Vec<u8> {
         match self.0 {
             Kind::Heap(bytes) => bytes,
@@ -88,6 +121,7 @@ impl Buffer {
             Kind::Heap(bytes) => bytes.as_mut_ptr(),
             Kind::Pool(buffer) => buffer.as_ptr(),
             Kind::Foreign { ptr, .. } => *ptr,
+            Kind::Device(memory) => panic!("{memory:?} has no address of the CPU's"),
         }
     }
 }
@@ -110,6 +144,12 @@ impl From<PoolBuffer> for Buffer {
     }
 }
 
+impl From<DeviceBuffer> for Buffer {
+    fn from(memory: DeviceBuffer) -> Self {
+        Self(Kind::Device(Box::new(memory)))
+    }
+}
+
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
         self.as_slice()
@@ -122,6 +162,7 @@ impl fmt::Debug for Buffer {
             Kind::Heap(_) => "heap",
             Kind::Pool(_) => "pool",
             Kind::Foreign { .. } => "foreign",
+            Kind::Device(_) => "device",
         };
         write!(f, "Buffer({kind}, {} bytes)", self.len())
     }

@@ -49,21 +49,37 @@ impl IoBuffer {
     }
 }
 
-/// A part of an [`IoBuffer`], as a request to the kernel names it; keeps the buffer alive.
+/// A part of a buffer of the CPU's memory, as a request to the kernel or a device's copy names it; keeps the buffer alive.
 #[derive(Clone)]
-pub(crate) struct Span {
+pub struct Span {
     ptr: *mut u8,
     len: usize,
     _owner: IoBuffer,
 }
 
 impl Span {
-    pub(crate) fn ptr(&self) -> *mut u8 {
+    /// Address of the first byte.
+    pub fn ptr(&self) -> *mut u8 {
         self.ptr
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// When it does not lie inside.
+    pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "part outside its span");
+        Self { ptr: self.ptr.wrapping_add(offset), len, _owner: self._owner.clone() }
     }
 
     /// Looks at the bytes, for a checksum.
@@ -71,6 +87,13 @@ impl Span {
         // SAFETY: the span lies inside a buffer that it keeps alive and that the engine has sole use of (the contract of
         // `Buffer`); callers look when no read is in flight on it, and the slice does not outlive this call.
         look(unsafe { std::slice::from_raw_parts(self.ptr, self.len) })
+    }
+
+    /// Writes bytes at the start; the shorter one limits.
+    pub(crate) fn write(&self, bytes: &[u8]) {
+        let len = self.len.min(bytes.len());
+        // SAFETY: as in `copy_from`; `bytes` are a borrow of other memory.
+        unsafe { std::ptr::copy(bytes.as_ptr(), self.ptr, len) };
     }
 
     /// Copies from the start of another span; the shorter one limits.
@@ -86,5 +109,11 @@ impl Span {
         let start = start.min(self.len);
         // SAFETY: as in `copy_from`; `start` is inside the span.
         unsafe { std::ptr::write_bytes(self.ptr.add(start), 0, self.len - start) };
+    }
+}
+
+impl std::fmt::Debug for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Span({} bytes)", self.len)
     }
 }

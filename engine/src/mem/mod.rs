@@ -6,11 +6,14 @@
 #![expect(unsafe_code, reason = "payload memory is addressed by raw pointers, because the kernel writes into it")]
 
 mod buffer;
+mod device;
 mod io;
 mod pool;
 mod region;
 
 pub use buffer::{Buffer, Keepalive};
-pub(crate) use io::{IoBuffer, Span};
+pub use device::{DeviceBuffer, DeviceId, DeviceRange, Fence};
+pub(crate) use io::IoBuffer;
+pub use io::Span;
 pub use pool::{Pool, PoolBuffer, PoolStatus};
 pub use region::PageKind;

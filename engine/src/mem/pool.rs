@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 /// Most buffers that one pool can have handed out at a time (bookkeeping of the allocator).
 const POOL_BUFFERS_MAX: u32 = 64 << 10;
 
+/// What a poisoned buffer holds.
+const POISON: u8 = 0xd5;
+
 struct Free {
     allocator: Allocator<u32>,
     used_pages: u32,
@@ -24,6 +27,8 @@ struct Shared {
     region: Region,
     free: Mutex<Free>,
     returned: Condvar,
+    /// Overwrite what comes back: who still uses it then is found.
+    poison: bool,
 }
 
 /// A fixed amount of pinned memory, handed out in page-aligned buffers. Clones share it. Thread-safe.
@@ -54,13 +59,18 @@ impl Pool {
     /// [`Error::Config`] for 0 bytes or more than 16 TiB, [`Error::Io`] when the mapping fails. Memory that cannot be
     /// locked is no error: see [`PoolStatus::locked`].
     pub fn new(bytes: usize) -> Result<Self> {
+        Self::make(bytes, false)
+    }
+
+    /// As [`Pool::new`]; `poison` overwrites each buffer when it comes back.
+    pub(crate) fn make(bytes: usize, poison: bool) -> Result<Self> {
         let region = Region::map(bytes)?;
         let Ok(pages) = u32::try_from(region.len() / PAGE_BYTES) else {
             return Err(Error::Config { option: "pool_bytes", reason: format!("{bytes} is more than 16 TiB") });
         };
         let allocator = Allocator::with_max_allocs(pages, POOL_BUFFERS_MAX.min(pages.max(8)));
         let free = Mutex::new(Free { allocator, used_pages: 0 });
-        Ok(Self(Arc::new(Shared { region, free, returned: Condvar::new() })))
+        Ok(Self(Arc::new(Shared { region, free, returned: Condvar::new(), poison })))
     }
 
     /// A buffer of `len` bytes, aligned to a page. Does not block. Its contents are unspecified (what an earlier
@@ -115,8 +125,9 @@ impl Pool {
         }
     }
 
-    /// Address and length of the whole pool, to register it with a ring.
-    pub(crate) fn span(&self) -> (*mut u8, usize) {
+    /// Address and length of the whole pool, to register it with a ring or a device. Mapped for as long as a clone of the pool
+    /// lives.
+    pub fn span(&self) -> (*mut u8, usize) {
         (self.0.region.ptr().as_ptr(), self.0.region.len())
     }
 }
@@ -161,6 +172,9 @@ impl DerefMut for PoolBuffer {
 
 impl Drop for PoolBuffer {
     fn drop(&mut self) {
+        if self.pool.0.poison {
+            self.fill(POISON);
+        }
         let mut free = self.pool.0.free.lock();
         free.allocator.free(self.allocation);
         free.used_pages -= self.pages;

@@ -20,6 +20,7 @@ mod slots;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use nix::errno::Errno;
@@ -70,6 +71,8 @@ pub(crate) enum Wait {
     No,
     /// Until something completes or the ring is woken.
     Forever,
+    /// As `Forever`, but at most so many microseconds.
+    AtMostUs(u32),
 }
 
 /// How often one request is continued or repeated before it fails with EIO.
@@ -244,9 +247,14 @@ impl Ring {
                     unsafe { self.uring.submitter().enter::<libc::sigset_t>(queued, 0, GET_EVENTS, None) }
                 }
                 Wait::Forever => self.uring.submitter().submit_and_wait(1),
+                Wait::AtMostUs(us) => {
+                    let time = types::Timespec::from(Duration::from_micros(us.into()));
+                    self.uring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&time))
+                }
             };
             match result.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)) {
-                Ok(_) => return Ok(()),
+                // ETIME: the time is up, and what was queued has been handed in.
+                Ok(_) | Err(Errno::ETIME) => return Ok(()),
                 Err(Errno::EINTR | Errno::EAGAIN | Errno::EBUSY) => {}
                 Err(errno) => return Err(Error::io("io_uring_enter", "(ring)", errno)),
             }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use nix::errno::Errno;
 
 use super::descriptors::Opened;
-use super::transfer::{Piece, Transfer};
+use super::transfer::{Piece, Target, Transfer};
 use super::{Active, Answer, LoadOp, Shard};
 use crate::core::Queued;
 use crate::error::{Error, Result};
@@ -27,22 +27,29 @@ pub(super) struct ActiveLoad {
     part: Part<LoadReport>,
     pub(super) transfer: Transfer,
     /// What the payload has to be, and what has come of it, where that is checked.
-    check: Option<(Stamp, Sum)>,
+    pub(super) check: Option<(Stamp, Sum)>,
     _queued: Queued,
 }
 
 impl ActiveLoad {
     /// Takes what a piece has brought.
     pub(super) fn end_piece(&mut self, piece: Piece, bounce: Option<&IoBuffer>, result: Result<usize, Errno>) {
-        match result {
-            Ok(bytes) if bytes >= piece.len => {
-                if let Some(bounce) = bounce {
-                    self.transfer.buffer.span(piece.offset, piece.len).copy_from(&bounce.span(0, piece.len));
-                }
-                if let Some((_, sum)) = &mut self.check {
-                    self.transfer.sum_piece(sum, piece);
-                }
+        let is_whole = matches!(result, Ok(bytes) if bytes >= piece.len);
+        self.check_read(piece, result);
+        if let (true, Target::Host(memory)) = (is_whole, &self.transfer.target) {
+            if let Some(bounce) = bounce {
+                memory.span(piece.offset, piece.len).copy_from(&bounce.span(0, piece.len));
             }
+            if let Some((_, sum)) = &mut self.check {
+                self.transfer.sum_piece(sum, piece);
+            }
+        }
+    }
+
+    /// Notes a piece that was not read, or not all of it.
+    pub(super) fn check_read(&mut self, piece: Piece, result: Result<usize, Errno>) {
+        match result {
+            Ok(bytes) if bytes >= piece.len => {}
             Ok(bytes) => self.transfer.fail(self.short_read(piece.offset + bytes)),
             Err(errno) => self.transfer.fail(Error::io("read", &self.name, errno)),
         }
@@ -78,6 +85,10 @@ impl Shard {
             let error = Error::WrongSize { object_bytes, buffer_bytes };
             return self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer));
         }
+        let lane = match self.devices.lane_of(&op.buffer) {
+            Ok(lane) => lane,
+            Err(error) => return self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer)),
+        };
         let is_doubted = self.core.volumes[held.volume].dir.trust.doubts(op.keyed.hash());
         // Only a whole payload can be checked: a padded file's tail is not loaded.
         let is_whole = object_bytes == buffer_bytes;
@@ -89,8 +100,10 @@ impl Shard {
             Ok(Opened { fd, stamp, volume }) => {
                 let is_checked = is_whole && (is_doubted || self.core.volumes[volume].integrity == Integrity::Verify);
                 let check = stamp.filter(|_| is_checked).map(|stamp| (stamp, Sum::new()));
-                let transfer = Transfer::new(IoBuffer::new(op.buffer), fd, self.grids[volume]);
-                let LoadOp { keyed, name, part, _queued, .. } = op;
+                let LoadOp { keyed, name, buffer, part, _queued } = op;
+                let grid = self.grids[volume];
+                let may_be_direct = check.is_none() && self.core.volumes[volume].dir.is_direct();
+                let transfer = Transfer::new(self.devices.target(buffer, lane, may_be_direct, grid), fd, grid);
                 self.activate_load(ActiveLoad { keyed, name, volume, part, transfer, check, _queued });
             }
             Err(error @ (Error::NotFound | Error::Damaged { .. } | Error::Unverifiable { .. })) => {
@@ -199,8 +212,8 @@ impl Shard {
         self.loads.active -= 1;
         let ActiveLoad { keyed, name, volume, part, transfer, check, _queued } = load;
         let bytes = transfer.len as u64;
-        let buffer = transfer.buffer.into_buffer().ok();
         let wrong = |(stamp, sum): (Stamp, Sum)| stamp.checksum() != sum.finish();
+        let buffer = transfer.target.into_buffer();
         match transfer.error {
             None if check.is_some_and(wrong) => {
                 self.core.counts.checksum_failures.add(1);

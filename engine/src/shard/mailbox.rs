@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
+use crossbeam::channel::Sender;
 use crossbeam::queue::SegQueue;
 use crossbeam::sync::WaitGroup;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::core::Queued;
+use crate::device::attached::Attached;
 use crate::error::{Error, Result};
 use crate::index::{Held, Keyed};
 use crate::mem::Buffer;
@@ -71,6 +73,8 @@ pub(crate) enum Command {
     Released(Keyed),
     /// Memory was registered: take it over.
     Adopt,
+    /// Take a device into use, and say how it went.
+    Attach(Arc<Attached>, Sender<Result<()>>),
     Close,
 }
 

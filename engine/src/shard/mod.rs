@@ -12,6 +12,7 @@
 
 mod delete;
 mod descriptors;
+mod device;
 mod evict;
 mod load;
 mod mailbox;
@@ -43,11 +44,12 @@ use crate::volume::{Directory, SyncNumber};
 use crate::watch::ShardQueues;
 pub(crate) use descriptors::reserve_descriptors;
 use descriptors::{Descriptors, open_files};
+use device::Devices;
 use load::ActiveLoad;
 pub(crate) use mailbox::{Command, DeleteOp, EvictOp, LoadOp, Mailbox, StoreOp, TwinOp};
 use spares::{Spare, Spares};
 use store::ActiveStore;
-use transfer::{Grid, Piece, Transfer};
+use transfer::{Grid, Piece, Target, Transfer};
 
 /// Loads begun in one turn of the loop: the first ones should not wait in the queue while the last are opened.
 const LOAD_STARTS_PER_TURN: usize = 8;
@@ -78,6 +80,13 @@ impl Active {
             Self::Store(store) => &mut store.transfer,
         }
     }
+
+    fn class(&self) -> Class {
+        match self {
+            Self::Load(_) => Class::Load,
+            Self::Store(_) => Class::Store,
+        }
+    }
 }
 
 /// What a completion belongs to.
@@ -86,6 +95,12 @@ enum Pending {
         active: usize,
         piece: Piece,
         bounce: Option<IoBuffer>,
+    },
+    /// A piece of a device's object, in a slot.
+    Slot {
+        active: usize,
+        piece: Piece,
+        slot: IoBuffer,
     },
     /// fdatasync of an object, before it is published.
     DataSync {
@@ -160,6 +175,7 @@ pub(crate) struct Shard {
     /// Syncs that wait for room in the ring.
     syncs: VecDeque<(usize, Op, Rc<OwnedFd>)>,
     bounce: Vec<IoBuffer>,
+    devices: Devices,
     /// Stores of keys that another store, or a removal, holds.
     followers: HashMap<ObjectKey, Vec<StoreOp>>,
     /// Second files of such keys.
@@ -226,6 +242,7 @@ impl Shard {
             stores,
             syncs: VecDeque::new(),
             bounce,
+            devices: Devices::default(),
             followers: HashMap::new(),
             twins: HashMap::new(),
             descriptors: Descriptors::new(open_files(config) / shards),
@@ -292,6 +309,7 @@ impl Shard {
             // Callers prepare what comes next while this thread goes on.
             self.answer();
             self.take_commands();
+            self.poll_devices();
             self.start_loads();
             self.issue();
             if self.has_name_changes() {
@@ -310,8 +328,9 @@ impl Shard {
                 return Ok(());
             }
             self.tell_queues();
+            self.devices.flush();
             let may_sleep = !self.has_startable() && self.core.mailboxes[self.me].may_sleep();
-            self.turn_ring(if may_sleep { Wait::Forever } else { Wait::No })?;
+            self.turn_ring(if may_sleep { self.devices.sleep() } else { Wait::No })?;
             self.core.mailboxes[self.me].awake();
         }
     }
@@ -376,6 +395,7 @@ impl Shard {
                 Command::Lost(volume) => self.lose(volume),
                 Command::Released(keyed) => self.release_followers(&keyed),
                 Command::Adopt => self.ring.adopt(&self.core.registry),
+                Command::Attach(attached, reply) => drop(reply.send(self.attach(attached))),
                 Command::Close => self.close(),
             }
         }
@@ -463,6 +483,9 @@ impl Shard {
 
     /// One piece of one object of a class; false when none can go.
     fn issue_one(&mut self, class: Class) -> bool {
+        if class == Class::Store && self.issue_staged() {
+            return true;
+        }
         for _ in 0..self.lane(class).ready.len() {
             let lane = self.lane(class);
             if !lane.has_room() {
@@ -471,6 +494,14 @@ impl Shard {
             let Some(active) = lane.ready.pop_front() else { return false };
             let transfer = self.actives[active].transfer();
             let Some(piece) = transfer.next() else { continue };
+            if let Target::Device(_) = transfer.target {
+                if self.issue_device_piece(class, active, piece) {
+                    return true;
+                }
+                // Its turn comes again when a slot is back.
+                self.lane(class).ready.push_back(active);
+                continue;
+            }
             if piece.bounce && self.bounce.is_empty() {
                 // Its turn comes again when a bounce buffer is back.
                 self.lane(class).ready.push_back(active);
@@ -484,20 +515,21 @@ impl Shard {
 
     fn issue_piece(&mut self, class: Class, active: usize, piece: Piece) {
         let transfer = self.actives[active].transfer();
+        let Target::Host(memory) = &transfer.target else { unreachable!("pieces of devices go another way") };
         let mut bounce = None;
         let span = if piece.bounce {
             let buffer = self.bounce.pop().expect("checked by the caller");
             // A direct transfer is whole blocks: what goes past the end is cut off again, or was never there.
             let span = buffer.span(0, piece.len.next_multiple_of(transfer.grid.offset_align));
             if class == Class::Store {
-                span.copy_from(&transfer.buffer.span(piece.offset, piece.len));
+                span.copy_from(&memory.span(piece.offset, piece.len));
                 span.zero_from(piece.len);
             }
             bounce = Some(buffer);
             self.core.counts.bounced_bytes.add(piece.len as u64);
             span
         } else {
-            transfer.buffer.span(piece.offset, piece.len)
+            memory.span(piece.offset, piece.len)
         };
         transfer.issue(piece);
         if let (Class::Store, Active::Store(store)) = (class, &mut self.actives[active]) {
@@ -530,6 +562,7 @@ impl Shard {
     fn complete(&mut self, completion: Completion) {
         match self.pending.remove(completion.token) {
             Pending::Piece { active, piece, bounce } => self.end_piece(active, piece, bounce, completion.result),
+            Pending::Slot { active, piece, slot } => self.end_slot(active, piece, slot, completion.result),
             Pending::DataSync { active } => self.data_synced(active, completion.result.map(drop)),
             Pending::SpareSync(number) => self.spares_synced(number, completion.result.map(drop)),
             Pending::DirSync { actives, is_shared } => {
@@ -539,11 +572,7 @@ impl Shard {
     }
 
     fn end_piece(&mut self, active: usize, piece: Piece, bounce: Option<IoBuffer>, result: Result<usize, Errno>) {
-        let class = match &self.actives[active] {
-            Active::Load(_) => Class::Load,
-            Active::Store(_) => Class::Store,
-        };
-        let lane = self.lane(class);
+        let lane = self.lane(self.actives[active].class());
         lane.bytes -= piece.len;
         lane.requests -= 1;
         match &mut self.actives[active] {
@@ -551,6 +580,12 @@ impl Shard {
             Active::Store(store) => store.end_piece(result),
         }
         self.bounce.extend(bounce);
+        self.end_transfer(active);
+    }
+
+    /// A piece has ended; perhaps its object has.
+    fn end_transfer(&mut self, active: usize) {
+        let class = self.actives[active].class();
         let transfer = self.actives[active].transfer();
         transfer.end();
         if transfer.is_done() {

@@ -23,7 +23,7 @@ use crate::core::Queued;
 use crate::error::{Error, Result};
 use crate::index::{BeginStore, Keyed};
 use crate::integrity::{Integrity, STAMP_NAME, Stamp, Sum};
-use crate::mem::{Buffer, IoBuffer};
+use crate::mem::Buffer;
 use crate::report::StoreReport;
 use crate::ring::Op;
 use crate::room::Reserved;
@@ -45,7 +45,7 @@ pub(super) struct ActiveStore {
     old_bytes: u64,
     part: Part<StoreReport>,
     pub(super) transfer: Transfer,
-    sum: Option<Sum>,
+    pub(super) sum: Option<Sum>,
     _queued: Queued,
 }
 
@@ -127,12 +127,18 @@ impl Shard {
             self.give_up_claim(&op.keyed, op.volume, bytes);
             return self.release_followers(&op.keyed);
         }
+        let lane = match self.devices.lane_of(&op.buffer) {
+            Ok(lane) => lane,
+            Err(error) => return self.fail_store(&op.keyed, op.volume, op.part, error, bytes, Some(op.buffer)),
+        };
         match self.open_somewhere(&mut op, bytes) {
             Ok((from, old_bytes, fd)) => {
                 let volume = op.volume;
-                let transfer = Transfer::new(IoBuffer::new(op.buffer), fd, self.grids[volume]);
                 let sum = (self.core.volumes[volume].integrity != Integrity::Off).then(Sum::new);
-                let StoreOp { keyed, name, part, _queued, .. } = op;
+                let (grid, may_be_direct) =
+                    (self.grids[volume], sum.is_none() && self.core.volumes[volume].dir.is_direct());
+                let StoreOp { keyed, name, buffer, part, _queued, .. } = op;
+                let transfer = Transfer::new(self.devices.target(buffer, lane, may_be_direct, grid), fd, grid);
                 self.activate_store(ActiveStore { keyed, name, volume, from, old_bytes, part, transfer, sum, _queued });
             }
             Err(error) => self.fail_store(&op.keyed, op.volume, op.part, error, bytes, Some(op.buffer)),
@@ -394,7 +400,7 @@ impl Shard {
         self.core.volumes[volume].dir.trust.prove(keyed.hash());
         if !self.core.index.commit_store(&keyed, bytes, volume) {
             let error = self.core.volume_failed(volume);
-            return self.fail_store(&keyed, volume, part, error, bytes, transfer.buffer.into_buffer().ok());
+            return self.fail_store(&keyed, volume, part, error, bytes, transfer.target.into_buffer());
         }
         let stamp = sum.map(|sum| Stamp::new(bytes, sum.finish()));
         self.descriptors.put(keyed.key.clone(), Opened { fd: transfer.fd, volume, stamp });
@@ -404,7 +410,7 @@ impl Shard {
             self.core.counts.stored_bytes.add(bytes);
             self.core.watches[self.me].store.record(part.age());
         }
-        self.answers.push(Answer::Store(part, result.map(|()| bytes), transfer.buffer.into_buffer().ok()));
+        self.answers.push(Answer::Store(part, result.map(|()| bytes), transfer.target.into_buffer()));
         self.release_followers(&keyed);
     }
 
@@ -427,7 +433,7 @@ impl Shard {
             Some(error) => error,
             None => Error::TimedOut { deadline_ms },
         };
-        self.fail_store(&keyed, volume, part, error, bytes, transfer.buffer.into_buffer().ok());
+        self.fail_store(&keyed, volume, part, error, bytes, transfer.target.into_buffer());
     }
 
     /// A disk without room is `Full`, whichever call says so. Other errors are counted against the volume.

@@ -1,14 +1,16 @@
 //! One object's bytes on their way: cut into pieces that the file system takes.
 //!
 //! A piece is a segment in the caller's memory where address and length are aligned, else (an unaligned address, the
-//! tail of an odd length) a bounce buffer, padded to the alignment.
+//! tail of an odd length) a bounce buffer, padded to the alignment. A device's memory is cut into chunks, each of which goes
+//! through a slot (see [`device`](super::device)).
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use super::device::DeviceTarget;
 use crate::error::Error;
 use crate::integrity::Sum;
-use crate::mem::IoBuffer;
+use crate::mem::{Buffer, IoBuffer};
 
 /// What the file system and the configuration ask of pieces.
 #[derive(Debug, Clone, Copy)]
@@ -27,9 +29,25 @@ pub(super) struct Piece {
     pub(super) bounce: bool,
 }
 
+/// Where an object's bytes are, or are to be.
+pub(super) enum Target {
+    Host(IoBuffer),
+    Device(DeviceTarget),
+}
+
+impl Target {
+    /// The caller's memory, when nothing is in flight on it any more.
+    pub(super) fn into_buffer(self) -> Option<Buffer> {
+        match self {
+            Self::Host(buffer) => buffer.into_buffer().ok(),
+            Self::Device(device) => device.into_buffer(),
+        }
+    }
+}
+
 /// How far an object has come.
 pub(super) struct Transfer {
-    pub(super) buffer: IoBuffer,
+    pub(super) target: Target,
     pub(super) fd: Rc<OwnedFd>,
     pub(super) len: usize,
     /// What its file's volume asks of pieces.
@@ -40,9 +58,12 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
-    pub(super) fn new(buffer: IoBuffer, fd: Rc<OwnedFd>, grid: Grid) -> Self {
-        let len = buffer.len();
-        Self { buffer, fd, len, grid, issued: 0, in_flight: 0, error: None }
+    pub(super) fn new(target: Target, fd: Rc<OwnedFd>, grid: Grid) -> Self {
+        let len = match &target {
+            Target::Host(buffer) => buffer.len(),
+            Target::Device(device) => device.len(),
+        };
+        Self { target, fd, len, grid, issued: 0, in_flight: 0, error: None }
     }
 
     /// The next piece to be asked of the kernel; `None` when there is none left, or one has failed.
@@ -52,9 +73,13 @@ impl Transfer {
             return None;
         }
         let offset = self.issued;
+        let buffer = match &self.target {
+            Target::Host(buffer) => buffer,
+            Target::Device(device) => return Some(device.piece(offset)),
+        };
         let len = (self.len - offset).min(grid.segment);
         let tail = len % grid.offset_align;
-        if !self.buffer.is_aligned(offset, grid.mem_align) || len == tail {
+        if !buffer.is_aligned(offset, grid.mem_align) || len == tail {
             return Some(Piece { offset, len, bounce: true });
         }
         Some(Piece { offset, len: len - tail, bounce: false })
@@ -74,11 +99,13 @@ impl Transfer {
         self.in_flight == 0 && (self.issued == self.len || self.error.is_some())
     }
 
-    /// Adds a piece, whose bytes are there, to a checksum.
+    /// Adds a piece, whose bytes are there in the host's memory, to a checksum.
     pub(super) fn sum_piece(&self, sum: &mut Sum, piece: Piece) {
-        sum.add(piece.offset, piece.len, |offset, len, take| {
-            self.buffer.span(offset, len).with_bytes(|bytes| take(bytes))
-        });
+        if let Target::Host(buffer) = &self.target {
+            sum.add(piece.offset, piece.len, |offset, len, take| {
+                buffer.span(offset, len).with_bytes(|bytes| take(bytes))
+            });
+        }
     }
 
     /// Stops asking for more.

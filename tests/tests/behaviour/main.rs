@@ -7,7 +7,7 @@ mod admission;
 mod eviction;
 mod file_systems;
 mod forbidden;
-mod gate;
+pub(crate) mod gate;
 mod health;
 mod limits;
 mod listing;
@@ -27,11 +27,11 @@ mod zeroes;
 
 use saltern_tests::Scratch;
 
-fn scratch(name: &str) -> Scratch {
+pub(crate) fn scratch(name: &str) -> Scratch {
     Scratch::new(env!("CARGO_TARGET_TMPDIR"), name)
 }
 
 /// Whether to take minutes instead of seconds.
-fn is_long() -> bool {
+pub(crate) fn is_long() -> bool {
     std::env::var_os("SALTERN_LONG").is_some_and(|value| value == "1")
 }

@@ -8,6 +8,7 @@ use pyo3::types::{PyByteArray, PyDict, PyList};
 use saltern::{Buffer, Engine, Error, ListCursor, ObjectKey};
 
 use crate::errors::{ConfigError, raise};
+use crate::gpu::Gpus;
 use crate::handle::Handle;
 use crate::keys::{KeyReader, PyKey};
 use crate::memory::lend_object;
@@ -23,6 +24,7 @@ type Page = (Vec<(PyKey, u64)>, Option<u64>);
 pub(crate) struct PyEngine {
     handle: Handle,
     reader: KeyReader,
+    gpus: Gpus,
 }
 
 #[pymethods]
@@ -36,7 +38,7 @@ impl PyEngine {
         let config = options.config().map_err(ConfigError::new_err)?;
         let quotas = options.quotas().map_err(ConfigError::new_err)?;
         let handle = py.detach(|| Handle::open(config, &quotas)).map_err(|error| raise(&error))?;
-        Ok(Self { handle, reader: KeyReader::default() })
+        Ok(Self { handle, reader: KeyReader::default(), gpus: Gpus::default() })
     }
 
     fn store(&self, py: Python<'_>, key: &Bound<'_, PyAny>, data: &Bound<'_, PyAny>) -> PyResult<u64> {
@@ -162,7 +164,9 @@ impl PyEngine {
         }
         let mut batch = Vec::with_capacity(keys.len());
         for (key, buffer) in keys.into_iter().zip(buffers.try_iter()?) {
-            batch.push((key, lend_object(&buffer?, writable)?));
+            let buffer = buffer?;
+            let on_gpu = self.gpus.lend(&self.handle, &buffer, writable)?;
+            batch.push((key, on_gpu.map_or_else(|| lend_object(&buffer, writable), Ok)?));
         }
         Ok(batch)
     }

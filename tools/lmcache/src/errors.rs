@@ -66,6 +66,7 @@ pub(crate) fn raise(error: &Error) -> PyErr {
         Error::WrongSize { .. } => WrongSize::new_err(text),
         Error::TimedOut { .. } => TimedOut::new_err(text),
         Error::Closed => Closed::new_err(text),
+        Error::Device { .. } | Error::NotAttached => SalternError::new_err(text),
         Error::VolumeOwned { .. } => VolumeOwned::new_err(text),
         other => {
             let raised = IoError::new_err(text);

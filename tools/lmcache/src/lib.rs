@@ -7,6 +7,7 @@ mod bell;
 mod connector;
 mod engine;
 mod errors;
+mod gpu;
 mod handle;
 mod keys;
 mod listener;

@@ -2,6 +2,7 @@
 //! item. Changes nothing that stays.
 
 mod disk;
+mod gpu;
 mod shards;
 mod system;
 
@@ -113,6 +114,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome, Failure> {
     let works = checks.iter().all(|check| check.status != Status::Fail);
     let (recommended, more) = shards::recommend(&dir, works && !args.quick, &*cancel_flag()?)?;
     checks.extend(more);
+    checks.extend(gpu::checks(&dir, args.quick));
     checks.push(would_use(&checks, recommended.shards));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
     let diagnosis = Diagnosis { schema: 1, dir: dir.display().to_string(), status, recommended, checks };

@@ -14,7 +14,7 @@ from . import _saltern
 from ._saltern import Key, SalternError
 
 #: An object with the buffer protocol that is one block of memory (bytes, bytearray, memoryview, numpy array), or a contiguous
-#: torch tensor on the CPU.
+#: torch tensor on the CPU or on a GPU, or an object with ``__cuda_array_interface__`` or DLPack in a GPU's memory.
 BytesLike = Any
 
 _Into = TypeVar("_Into")
@@ -55,6 +55,10 @@ class Engine(_saltern.Engine):
 
     Opening scans the directory: what earlier runs stored is found again. Thread-safe; the GIL is released around every wait,
     and every call returns by its deadline. A directory belongs to one engine at a time.
+
+    Memory of GPUs moves through pinned memory, or directly where cuFile can. Copies wait for what is on the tensor's current
+    stream; when a call returns, the bytes are there for every stream. ``SALTERN_LIBCUDA`` names the driver's library where it has
+    another name than usual.
 
     Memory moves without a copy where its address is a multiple of 4096; anything else works too. Nobody may write into a buffer
     while it is stored, or use it while it is loaded into.

@@ -1,0 +1,153 @@
+//! What others do: threads, each of which reads a file, copies it to the device, waits, and takes the next.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix::fcntl::OFlag;
+use parking_lot::Mutex;
+use saltern::device::{DeviceRange, Direction};
+use saltern_gds::{CudaDevice, FileIo, HostKind, HostMemory};
+
+use super::device::{Block, Gpu};
+use crate::ceiling::ALIGN_BYTES;
+use crate::error::{Error, Result};
+use crate::memory;
+
+/// Moves all objects, one after the other in each thread; gives what failed.
+pub(super) trait PlainIo {
+    fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Vec<String>;
+}
+
+/// Runs `work` for each number below `count` on so many threads; each has a state of its own.
+fn spread<S>(
+    threads: usize,
+    count: usize,
+    state: impl Fn() -> Result<S> + Sync,
+    work: impl Fn(&mut S, usize) -> Result<()> + Sync,
+) -> Vec<String> {
+    let (next, errors) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(count) {
+            scope.spawn(|| {
+                let mut state = match state() {
+                    Ok(state) => state,
+                    Err(error) => return errors.lock().push(error.to_string()),
+                };
+                loop {
+                    let object = next.fetch_add(1, Ordering::Relaxed);
+                    if object >= count {
+                        return;
+                    }
+                    if let Err(error) = work(&mut state, object) {
+                        errors.lock().push(format!("object {object}: {error}"));
+                    }
+                }
+            });
+        }
+    });
+    errors.into_inner()
+}
+
+fn open(path: &Path, store: bool, direct: bool) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(store).create(store);
+    let flags = if direct { OFlag::O_DIRECT.bits() } else { 0 };
+    let opened = options.custom_flags(flags).open(path);
+    // Not every file system takes O_DIRECT.
+    let opened = opened.or_else(|error| match error.raw_os_error() {
+        Some(code) if direct && code == nix::errno::Errno::EINVAL as i32 => options.custom_flags(0).open(path),
+        _ => Err(error),
+    });
+    opened.map_err(|error| Error::io("open", path, error))
+}
+
+/// Host memory of one thread, pinned where there is CUDA.
+enum Host {
+    Pool(saltern::PoolBuffer),
+    Pinned(HostMemory),
+}
+
+impl Host {
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Self::Pool(buffer) => buffer,
+            Self::Pinned(memory) => memory.as_mut_slice(),
+        }
+    }
+}
+
+/// Plain read (or write) and copy, through pinned memory of each thread.
+pub(super) struct Plain<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) object_bytes: usize,
+    pub(super) threads: usize,
+}
+
+impl PlainIo for Plain<'_> {
+    fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Vec<String> {
+        let padded = self.object_bytes.next_multiple_of(ALIGN_BYTES);
+        let host = || match self.gpu {
+            Gpu::Sim(_) => Ok(Host::Pool(memory::alone(padded)?)),
+            Gpu::Cuda(device) => Ok(Host::Pinned(HostMemory::alloc(device, HostKind::Pinned, padded)?)),
+        };
+        spread(self.threads, files.len(), host, |host, object| {
+            let (path, block, bytes) = (&files[object], &blocks[object], &mut host.bytes()[..padded]);
+            let file = open(path, store, direct)?;
+            let failed = |error| Error::io("read or write", path, error);
+            if store {
+                block.read_into(&mut bytes[..block.len()])?;
+                file.write_all_at(bytes, 0).map_err(failed)?;
+                return file.set_len(block.len() as u64).map_err(failed);
+            }
+            let mut read = 0;
+            while read < block.len() {
+                match file.read_at(&mut bytes[read..], read as u64).map_err(failed)? {
+                    0 => return Err(failed(std::io::ErrorKind::UnexpectedEof.into())),
+                    more => read += more,
+                }
+            }
+            block.write(&bytes[..block.len()])
+        })
+    }
+}
+
+/// cuFile in its compatibility mode: the same threads, no host memory of ours.
+pub(super) struct CompatFiles<'a> {
+    pub(super) io: Arc<dyn FileIo>,
+    pub(super) threads: usize,
+    pub(super) device: &'a CudaDevice,
+}
+
+impl PlainIo for CompatFiles<'_> {
+    fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Vec<String> {
+        let bind = || Ok(self.device.bind_thread()?);
+        spread(self.threads, files.len(), bind, |(), object| {
+            let file = open(&files[object], store, direct)?;
+            let handle = self.io.open(file.as_fd())?;
+            let (range, direction) =
+                (blocks[object].range(), if store { Direction::FromDevice } else { Direction::ToDevice });
+            let mut moved = 0;
+            while moved < range.len {
+                let rest = DeviceRange { address: range.address + moved as u64, len: range.len - moved };
+                match self.io.transfer(direction, handle, moved as u64, rest) {
+                    Ok(more) if more > 0 => moved += more,
+                    ended => {
+                        self.io.close(handle);
+                        ended?;
+                        return Err(Error::io(
+                            "cuFile",
+                            &files[object],
+                            std::io::Error::from(std::io::ErrorKind::UnexpectedEof),
+                        ));
+                    }
+                }
+            }
+            self.io.close(handle);
+            Ok(())
+        })
+    }
+}

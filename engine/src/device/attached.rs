@@ -1,0 +1,98 @@
+//! A device that an engine uses: its slots, one set a shard, registered with both sides.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{Device, DeviceError, DeviceId, DeviceOptions, Registration, Route};
+use crate::error::{Error, Result};
+use crate::mem::Pool;
+
+/// The slots of one shard.
+#[derive(Clone)]
+pub(crate) struct Transit {
+    /// For loads: the disk writes, the device reads.
+    pub(crate) to_device: Pool,
+    /// For stores.
+    pub(crate) from_device: Pool,
+}
+
+/// See the module. The pools are mapped for as long as this lives: longer than the rings that know them.
+pub(crate) struct Attached {
+    // Dropped in this order: the device forgets the memory before it is unmapped.
+    _registrations: Vec<Registration>,
+    transits: Vec<Transit>,
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) options: DeviceOptions,
+    pub(crate) route: Route,
+    /// Every buffer is this device's: see `Place::Loopback`.
+    pub(crate) loopback: bool,
+}
+
+impl Attached {
+    /// Makes and registers the slots of `shards` shards.
+    pub(crate) fn new(
+        device: Arc<dyn Device>,
+        options: DeviceOptions,
+        route: Route,
+        shards: usize,
+        loopback: bool,
+    ) -> Result<Self> {
+        let mut registrations = Vec::new();
+        let mut slots = || -> Result<Pool> {
+            let pool = Pool::make(options.transit_bytes, device.poisons_slots())?;
+            registrations.push(device.register(&pool).map_err(|error| Error::device(&*device, error))?);
+            Ok(pool)
+        };
+        let transits = (0..shards)
+            .map(|_| Ok(Transit { to_device: slots()?, from_device: slots()? }))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { _registrations: registrations, transits, device, options, route, loopback })
+    }
+
+    pub(crate) fn id(&self) -> DeviceId {
+        self.device.id()
+    }
+
+    pub(crate) fn transit(&self, shard: usize) -> Transit {
+        self.transits[shard].clone()
+    }
+
+    /// All slots, to be registered with rings.
+    pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {
+        self.transits.iter().flat_map(|transit| [&transit.to_device, &transit.from_device])
+    }
+
+    pub(crate) fn status(&self) -> DeviceStatus {
+        DeviceStatus {
+            name: self.device.name(),
+            route: self.route.clone(),
+            chunk_bytes: self.options.chunk_bytes,
+            transit_bytes: self.pools().map(|pool| pool.status().bytes).sum(),
+            transit_used_bytes: self.pools().map(|pool| pool.status().used_bytes).sum(),
+        }
+    }
+}
+
+/// A device that is attached to an engine.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct DeviceStatus {
+    /// Its name.
+    pub name: String,
+    /// How files of the volume get to its memory and back, and why so.
+    #[serde(flatten)]
+    pub route: Route,
+    /// Most bytes of one copy.
+    pub chunk_bytes: usize,
+    /// Pinned memory of all shards for chunks under way.
+    pub transit_bytes: usize,
+    /// Bytes of it that are in use.
+    pub transit_used_bytes: usize,
+}
+
+impl Error {
+    pub(crate) fn device(device: &dyn Device, error: DeviceError) -> Self {
+        Self::Device { device: device.name(), op: error.op, reason: error.reason }
+    }
+}

@@ -1,0 +1,212 @@
+//! A device of software: memory that is a map of allocations, and for each direction a queue that takes one copy at a time,
+//! `fixed + bytes / bandwidth` of a clock that only moves when somebody looks at it.
+//!
+//! It is stricter than a GPU: bytes move when a copy ends, so a slot that is used again too early shows as wrong bytes;
+//! addresses outside of an allocation are an error; failures and the order of completions come from a seed. It also stands
+//! in for a GPU where there is none (`saltern bench --target gpu-sim`); what that measures is the engine, not a GPU.
+
+mod clock;
+mod copier;
+mod memory;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+pub use clock::Clock;
+pub use memory::SimMemory;
+
+use self::copier::SimCopier;
+use self::memory::Memory;
+use super::{
+    CopyEngine, Device, DeviceBuffer, DeviceError, DeviceId, DeviceRange, Fence, Registration, Route, RouteChoice,
+};
+use crate::mem::Pool;
+
+/// What the device is like.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SimOptions {
+    /// What a copy costs beside its bytes, in nanoseconds.
+    pub fixed_ns: u64,
+    /// Bytes a second, in each direction.
+    pub bytes_per_s: u64,
+    /// How far each look moves the clock, in nanoseconds: a device whose clock stands still would never be done. 0: somebody else
+    /// moves it.
+    pub look_ns: u64,
+    /// Decides which copies fail and in which order completions are reported.
+    pub seed: u64,
+    /// One copy of so many fails, half done. 0: none.
+    pub fail_one_in: u32,
+    /// Report completions in any order, some of them late.
+    pub reorder: bool,
+    /// Whether the device moves files directly.
+    pub direct: bool,
+    /// No bytes move: for measurements in virtual time.
+    pub weightless: bool,
+}
+
+impl Default for SimOptions {
+    /// PCIe 4.0 with 16 lanes, without faults.
+    fn default() -> Self {
+        Self {
+            fixed_ns: 8_000,
+            bytes_per_s: 25_000_000_000,
+            look_ns: 5_000,
+            seed: 1,
+            fail_one_in: 0,
+            reorder: false,
+            direct: false,
+            weightless: false,
+        }
+    }
+}
+
+/// What is shared by the device, its copiers and its memory.
+struct Shared {
+    id: DeviceId,
+    options: SimOptions,
+    clock: Clock,
+    memory: Mutex<Memory>,
+    /// When each direction's queue has done what it took so far, in nanoseconds of the clock.
+    free_at: [AtomicU64; 2],
+    /// Copies that have ended, and those of them that failed.
+    copies: AtomicU64,
+    failures: AtomicU64,
+    direct_bytes: AtomicU64,
+    /// Makes the choices of each copier others than those of the one before.
+    copiers: AtomicU64,
+    /// Nothing ends while this is set.
+    stalled: AtomicBool,
+}
+
+/// See the module. Clones are the same device.
+#[derive(Clone)]
+pub struct SimDevice(Arc<Shared>);
+
+impl SimDevice {
+    /// A device with a clock of its own.
+    pub fn new(options: SimOptions) -> Self {
+        Self::with_clock(options, Clock::default())
+    }
+
+    /// A device on a clock that others look at, too.
+    pub fn with_clock(options: SimOptions, clock: Clock) -> Self {
+        Self(Arc::new(Shared {
+            id: DeviceId::new(),
+            options,
+            clock,
+            memory: Mutex::default(),
+            free_at: [AtomicU64::new(0), AtomicU64::new(0)],
+            copies: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            direct_bytes: AtomicU64::new(0),
+            copiers: AtomicU64::new(0),
+            stalled: AtomicBool::new(false),
+        }))
+    }
+
+    /// A block of device memory, zeroed.
+    pub fn alloc(&self, len: usize) -> SimMemory {
+        let address = self.0.memory.lock().alloc(len);
+        SimMemory::new(self.clone(), address, len)
+    }
+
+    /// Parts of several blocks as the memory of one object; the engine does not begin before `after`.
+    pub fn gather(&self, parts: &[(&SimMemory, std::ops::Range<usize>)], after: Option<&SimFence>) -> DeviceBuffer {
+        let ranges = parts.iter().map(|(memory, part)| memory.range(part.clone())).collect();
+        let owners: Vec<SimMemory> = parts.iter().map(|(memory, _)| (*memory).clone()).collect();
+        let after = after.map(|fence| Arc::new(fence.clone()) as Fence);
+        DeviceBuffer::checked(self.0.id, ranges, after, Some(Arc::new(owners)))
+    }
+
+    /// Memory at any address, as the memory of one object; what is no allocation fails when it is copied.
+    pub fn at(&self, ranges: Vec<DeviceRange>) -> DeviceBuffer {
+        DeviceBuffer::checked(self.0.id, ranges, None, None)
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// Copies that have ended, and how many of them failed.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.0.copies.load(Ordering::Relaxed), self.0.failures.load(Ordering::Relaxed))
+    }
+
+    /// Bytes that have gone directly between files and the device.
+    pub fn direct_bytes(&self) -> u64 {
+        self.0.direct_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of device memory that are allocated.
+    pub fn allocated_bytes(&self) -> usize {
+        self.0.memory.lock().allocated_bytes()
+    }
+
+    /// Lets nothing end while `stalled`: a device that hangs.
+    pub fn stall(&self, stalled: bool) {
+        self.0.stalled.store(stalled, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for SimDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SimDevice({:?})", self.0.options)
+    }
+}
+
+impl Device for SimDevice {
+    fn id(&self) -> DeviceId {
+        self.0.id
+    }
+
+    fn name(&self) -> String {
+        "software device".to_owned()
+    }
+
+    fn register(&self, pool: &Pool) -> Result<Registration, DeviceError> {
+        Ok(Box::new(pool.clone()))
+    }
+
+    fn route(&self, _dir: &Path, choice: RouteChoice) -> Result<Route, DeviceError> {
+        match (choice, self.0.options.direct) {
+            (RouteChoice::Pipeline, _) => Ok(Route::Pipeline { why: "it was asked for".to_owned() }),
+            (_, true) => Ok(Route::Direct { by: "software".to_owned() }),
+            (RouteChoice::Auto, false) => Ok(Route::Pipeline { why: "this software device is not direct".to_owned() }),
+            (RouteChoice::Direct, false) => Err(DeviceError::new("probe", "this software device is not direct")),
+        }
+    }
+
+    fn copier(&self) -> Result<Box<dyn CopyEngine>, DeviceError> {
+        Ok(Box::new(SimCopier::new(self.0.clone())))
+    }
+
+    fn poisons_slots(&self) -> bool {
+        !self.0.options.weightless
+    }
+}
+
+/// Work of a caller's stream that has, or has not yet, happened.
+#[derive(Debug, Clone, Default)]
+pub struct SimFence(Arc<AtomicBool>);
+
+impl SimFence {
+    /// Work that has not happened.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// It has happened.
+    pub fn signal(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_signalled(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}

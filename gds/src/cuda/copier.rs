@@ -1,0 +1,254 @@
+//! The engine's copies: one stream and a line of events for each direction.
+//!
+//! ```text
+//! submit -> queued -> flush: groups -> copies on the stream, then the group's event -> poll, oldest first -> reported
+//! ```
+//! Small copies share an event, and go to the driver in one call where it has one (cuMemcpyBatchAsync); a copy of
+//! [`GROUP_BYTES`] has an event of its own, so that its slot is free as soon as it has ended. A group that could not be queued as a
+//! whole is reported when its event has happened all the same: what had been queued of it may still run.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use saltern::device::{CopyDone, CopyEngine, DeviceCopy, DeviceError, DirectOp, Direction, Fence, Place};
+
+use super::device::Gpu;
+use super::driver::MemcpyAttributes;
+use super::stream::{CudaFence, Event, Stream};
+use crate::cufile::{CuFile, DirectQueue};
+use crate::error::Result;
+
+/// A group ends when it has this many bytes: 20 us of PCIe 4.0, several times what an event costs.
+const GROUP_BYTES: usize = 512 << 10;
+
+/// Most blocks of one call: scattered pages of many objects.
+const BATCH_BLOCKS_MAX: usize = 1024;
+
+/// One block to be copied: host address, device address, length.
+type Block = (u64, u64, usize);
+
+/// Copies that end with one event.
+struct Group {
+    /// `None`: the stream was waited for, because no event could be had.
+    event: Option<Event>,
+    copies: Vec<DeviceCopy>,
+    failed: Option<DeviceError>,
+}
+
+struct Lane {
+    direction: Direction,
+    stream: Stream,
+    queued: Vec<DeviceCopy>,
+    groups: VecDeque<Group>,
+    /// What the stream waits for already.
+    last_fence: Option<Fence>,
+}
+
+/// See the module.
+pub(super) struct CudaCopier {
+    // Dropped first: its threads use the context.
+    direct: Option<DirectQueue>,
+    lanes: [Lane; 2],
+    events: Vec<Event>,
+    gpu: Arc<Gpu>,
+}
+
+impl CudaCopier {
+    pub(super) fn new(gpu: Arc<Gpu>, cufile: Option<Arc<CuFile>>) -> Result<Self> {
+        let lane = |direction| {
+            let stream = Stream::new(gpu.clone())?;
+            Ok(Lane { direction, stream, queued: Vec::new(), groups: VecDeque::new(), last_fence: None })
+        };
+        let lanes = [lane(Direction::ToDevice)?, lane(Direction::FromDevice)?];
+        let direct = cufile.map(|cufile| DirectQueue::new(cufile, Some(gpu.clone()))).transpose()?;
+        Ok(Self { direct, lanes, events: Vec::new(), gpu })
+    }
+}
+
+impl Lane {
+    /// Queues the next copies on the stream, as many as share an event.
+    fn next_group(&self, count: usize) -> usize {
+        let mut bytes = 0;
+        let mut blocks = 0;
+        for (index, copy) in self.queued[..count].iter().enumerate() {
+            bytes += copy.host.len();
+            blocks += match &copy.place {
+                Place::Device(ranges) => ranges.len(),
+                Place::Loopback(_) => 1,
+            };
+            if bytes >= GROUP_BYTES || blocks >= BATCH_BLOCKS_MAX {
+                return index + 1;
+            }
+        }
+        count
+    }
+
+    fn flush(&mut self, gpu: &Arc<Gpu>, events: &mut Vec<Event>) {
+        while !self.queued.is_empty() {
+            let count = self.next_group(self.queued.len());
+            let copies: Vec<_> = self.queued.drain(..count).collect();
+            let failed = self.queue(gpu, &copies).err();
+            let event = events.pop().map_or_else(|| Event::new(gpu.clone()), Ok);
+            let event = event.and_then(|event| event.record(self.stream.raw).map(|()| event));
+            let event = event.map_err(|error| {
+                tracing::error!(%error, "copies without an event: they are waited for");
+                // Whatever this says, nothing runs on the stream afterwards: a context that has failed runs nothing.
+                self.stream.synchronize()
+            });
+            let (event, late) = match event {
+                Ok(event) => (Some(event), None),
+                Err(waited) => (None, waited.err()),
+            };
+            let failed = failed.or(late).map(DeviceError::from);
+            self.groups.push_back(Group { event, copies, failed });
+        }
+    }
+
+    fn queue(&mut self, gpu: &Gpu, copies: &[DeviceCopy]) -> Result<()> {
+        let mut blocks: Vec<Block> = Vec::new();
+        for copy in copies {
+            if let Some(fence) = &copy.after {
+                // What was queued before must not wait for it.
+                self.hand_over(gpu, &mut blocks)?;
+                self.wait(fence)?;
+            }
+            let mut host = copy.host.ptr() as u64;
+            match &copy.place {
+                Place::Device(ranges) => {
+                    for range in ranges {
+                        blocks.push((host, range.address, range.len));
+                        host += range.len as u64;
+                    }
+                }
+                // Unified addressing: host memory has an address on the device as well. Only tests come here.
+                Place::Loopback(place) => blocks.push((host, place.ptr() as u64, place.len())),
+            }
+        }
+        self.hand_over(gpu, &mut blocks)
+    }
+
+    fn wait(&mut self, fence: &Fence) -> Result<()> {
+        let waits = self.last_fence.as_ref().is_some_and(|last| Arc::ptr_eq(last, fence));
+        if let (false, Some(cuda)) = (waits, fence.downcast_ref::<CudaFence>()) {
+            self.stream.wait(cuda)?;
+            self.last_fence = Some(fence.clone());
+        }
+        Ok(())
+    }
+
+    /// Gives blocks to the driver: in one call where that saves any.
+    fn hand_over(&self, gpu: &Gpu, blocks: &mut Vec<Block>) -> Result<()> {
+        let to_device = self.direction == Direction::ToDevice;
+        let blocks = std::mem::take(blocks);
+        if let (Some(batch), 2..) = (gpu.driver.memcpy_batch_async, blocks.len()) {
+            let host = blocks.iter().map(|block| block.0);
+            let device = blocks.iter().map(|block| block.1);
+            let (mut from, mut to): (Vec<u64>, Vec<u64>) =
+                if to_device { (host.collect(), device.collect()) } else { (device.collect(), host.collect()) };
+            let mut sizes: Vec<usize> = blocks.iter().map(|block| block.2).collect();
+            let mut attributes = MemcpyAttributes::in_order();
+            let (mut first, mut failed) = (0, usize::MAX);
+            let (count, stream) = (blocks.len(), self.stream.raw);
+            // SAFETY: the lists have `count` entries and are read before the call returns; slots and device memory stay until the
+            // group's event has happened (`CopyEngine` keeps the copies).
+            let code = unsafe {
+                let (to, from, sizes) = (to.as_mut_ptr(), from.as_mut_ptr(), sizes.as_mut_ptr());
+                batch(to, from, sizes, count, &mut attributes, &mut first, 1, &mut failed, stream)
+            };
+            return gpu.driver.check("cuMemcpyBatchAsync", code);
+        }
+        for (host, device, len) in blocks {
+            // SAFETY: as above.
+            let (call, code) = unsafe {
+                match to_device {
+                    true => (
+                        "cuMemcpyHtoDAsync",
+                        (gpu.driver.memcpy_htod_async)(device, host as *const _, len, self.stream.raw),
+                    ),
+                    false => (
+                        "cuMemcpyDtoHAsync",
+                        (gpu.driver.memcpy_dtoh_async)(host as *mut _, device, len, self.stream.raw),
+                    ),
+                }
+            };
+            gpu.driver.check(call, code)?;
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, events: &mut Vec<Event>, each: &mut dyn FnMut(CopyDone)) {
+        while let Some(group) = self.groups.front_mut() {
+            match group.event.as_ref().map_or(Ok(true), Event::is_done) {
+                Ok(false) => return,
+                Ok(true) => {}
+                // The context has failed: nothing runs on it any more, and nothing that ran on it can be trusted.
+                Err(error) => {
+                    group.failed.get_or_insert(error.into());
+                }
+            }
+            let Some(Group { event, copies, failed }) = self.groups.pop_front() else { return };
+            events.extend(event);
+            for copy in copies {
+                let result = failed.clone().map_or(Ok(()), Err);
+                let token = copy.token;
+                drop(copy);
+                each(CopyDone { token, result });
+            }
+        }
+        self.last_fence = None;
+    }
+}
+
+impl CopyEngine for CudaCopier {
+    fn submit(&mut self, copy: DeviceCopy) {
+        self.lanes[copy.direction as usize].queued.push(copy);
+    }
+
+    fn submit_direct(&mut self, op: DirectOp) {
+        match &mut self.direct {
+            Some(direct) => direct.submit(op),
+            None => unreachable!("the limit of direct transfers is 0"),
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.lanes.iter().any(|lane| !lane.queued.is_empty()) {
+            if let Err(error) = self.gpu.bind() {
+                tracing::error!(%error, "the context cannot be made current");
+            }
+            for lane in &mut self.lanes {
+                lane.flush(&self.gpu, &mut self.events);
+            }
+        }
+    }
+
+    fn poll(&mut self, each: &mut dyn FnMut(CopyDone)) {
+        // Another GPU's context may have become current on this thread since.
+        if self.lanes.iter().any(|lane| !lane.groups.is_empty())
+            && let Err(error) = self.gpu.bind()
+        {
+            tracing::error!(%error, "the context cannot be made current");
+        }
+        for lane in &mut self.lanes {
+            lane.poll(&mut self.events, each);
+        }
+        if let Some(direct) = &mut self.direct {
+            direct.poll(each);
+        }
+    }
+
+    fn direct_limit(&self) -> usize {
+        self.direct.as_ref().map_or(0, DirectQueue::limit)
+    }
+}
+
+impl Drop for CudaCopier {
+    fn drop(&mut self) {
+        self.direct = None;
+        for lane in &mut self.lanes {
+            if let Err(error) = lane.stream.synchronize() {
+                tracing::error!(%error, "a stream failed with copies under way; a failed context runs none");
+            }
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! A GPU, as the engine's device.
+
+use std::ffi::{CStr, c_char};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use saltern::Pool;
+use saltern::device::{
+    CopyEngine, Device, DeviceBuffer, DeviceError, DeviceId, DeviceRange, Fence, Registration, Route, RouteChoice,
+};
+use serde::Serialize;
+
+use super::copier::CudaCopier;
+use super::driver::{ATTRIBUTE_HOST_NUMA_ID, ATTRIBUTE_RDMA, Driver, HOST_REGISTER_PORTABLE, Handle};
+use super::slice::DeviceSlice;
+use super::stream::CudaFence;
+use crate::cufile::{CuFile, FileIo, Mode, Prober};
+use crate::error::{GdsError, Result};
+use crate::machine::Machine;
+
+/// Where the libraries are, and how cuFile is probed. The defaults are right where CUDA is installed in the usual way.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CudaOptions {
+    /// libcuda; else by its usual names.
+    pub libcuda: Option<PathBuf>,
+    /// libcufile; else by its usual names.
+    pub libcufile: Option<PathBuf>,
+    /// A program that runs [`crate::helper_main`] when it is called with [`crate::HELPER_SUBCOMMAND`]: the command line
+    /// `saltern`. Without one cuFile is not probed, and so not used: opening its driver may never return, and only another
+    /// process can be given up.
+    pub helper: Option<PathBuf>,
+    /// What the kernel shows of itself; tests have their own.
+    #[doc(hidden)]
+    pub machine: Machine,
+}
+
+impl CudaOptions {
+    /// As the environment says: `SALTERN_LIBCUDA`, `SALTERN_LIBCUFILE` and `SALTERN_GDS_HELPER` are paths.
+    pub fn from_env() -> Self {
+        let path = |name| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+        Self {
+            libcuda: path("SALTERN_LIBCUDA"),
+            libcufile: path("SALTERN_LIBCUFILE"),
+            helper: path("SALTERN_GDS_HELPER"),
+            machine: Machine::default(),
+        }
+    }
+}
+
+/// What a GPU says of itself.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct GpuInfo {
+    /// Its number, as CUDA counts.
+    pub ordinal: u32,
+    /// Its name.
+    pub name: String,
+    /// Bytes of its memory.
+    pub memory_bytes: u64,
+    /// Domain, bus, device and function.
+    pub pci: String,
+    /// The host's NUMA node next to it; -1 where unknown.
+    pub numa_node: i32,
+    /// Whether other devices may address its memory (GPUDirect RDMA).
+    pub rdma: bool,
+}
+
+/// A GPU with its primary context retained.
+pub(crate) struct Gpu {
+    pub(super) driver: Arc<Driver>,
+    pub(super) context: Handle,
+    device: i32,
+    id: DeviceId,
+    info: GpuInfo,
+    options: CudaOptions,
+    /// Set when a probe has shown that cuFile is direct.
+    cufile: parking_lot::Mutex<Option<Arc<CuFile>>>,
+}
+
+// SAFETY: a context may be made current on any thread; the driver's functions are thread-safe.
+unsafe impl Send for Gpu {}
+// SAFETY: as above.
+unsafe impl Sync for Gpu {}
+
+impl Gpu {
+    /// Makes the context current on this thread: every call that follows works on this GPU.
+    pub(crate) fn bind(&self) -> Result<()> {
+        // SAFETY: the context is retained for as long as `self` lives.
+        let code = unsafe { (self.driver.ctx_set_current)(self.context) };
+        self.driver.check("cuCtxSetCurrent", code)
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // SAFETY: balances the retain in `open`; memory, streams and events of the context hold `self`, so none is left.
+        unsafe { (self.driver.primary_ctx_release)(self.device) };
+    }
+}
+
+/// A GPU. Clones are the same device. Thread-safe.
+#[derive(Clone)]
+pub struct CudaDevice(pub(super) Arc<Gpu>);
+
+impl CudaDevice {
+    /// Opens GPU `ordinal` of this process. Takes its primary context, which CUDA programs in this process (PyTorch) share.
+    ///
+    /// # Errors
+    /// [`GdsError`] says what is missing. Never panics where there is no CUDA.
+    pub fn open(ordinal: u32, options: CudaOptions) -> Result<Self> {
+        let driver = Driver::load(options.libcuda.as_deref())?;
+        Self::with_driver(driver, ordinal, options)
+    }
+
+    /// As [`CudaDevice::open`], with a driver that is loaded.
+    ///
+    /// # Errors
+    /// As [`CudaDevice::open`].
+    pub fn with_driver(driver: Arc<Driver>, ordinal: u32, options: CudaOptions) -> Result<Self> {
+        let (device, info) = describe(&driver, ordinal)?;
+        let mut context = std::ptr::null_mut();
+        // SAFETY: writes one handle; balanced in `Gpu::drop`.
+        let code = unsafe { (driver.primary_ctx_retain)(&mut context, device) };
+        driver.check("cuDevicePrimaryCtxRetain", code)?;
+        let gpu =
+            Gpu { driver, context, device, id: DeviceId::new(), info, options, cufile: parking_lot::Mutex::default() };
+        gpu.bind()?;
+        Ok(Self(Arc::new(gpu)))
+    }
+
+    /// What a GPU says of itself, without taking its context.
+    ///
+    /// # Errors
+    /// [`GdsError::NoDevice`], [`GdsError::Cuda`].
+    pub fn info_of(driver: &Driver, ordinal: u32) -> Result<GpuInfo> {
+        Ok(describe(driver, ordinal)?.1)
+    }
+
+    /// What it says of itself.
+    pub fn info(&self) -> &GpuInfo {
+        &self.0.info
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> &Arc<Driver> {
+        &self.0.driver
+    }
+
+    /// Memory of this GPU.
+    ///
+    /// # Errors
+    /// [`GdsError::Cuda`], out of memory among them.
+    pub fn alloc(&self, len: usize) -> Result<DeviceSlice> {
+        DeviceSlice::alloc(self.0.clone(), len)
+    }
+
+    /// A fence at this point of a stream (a CUstream as a number; 0 is the default stream): the engine touches a buffer made with it
+    /// only when all work that is queued there now is done. Answers of the engine need none: what is launched after them, on any
+    /// stream, sees the bytes.
+    ///
+    /// # Safety
+    /// `stream` is a stream of this GPU's primary context.
+    ///
+    /// # Errors
+    /// [`GdsError::Cuda`].
+    pub unsafe fn fence(&self, stream: u64) -> Result<Fence> {
+        self.0.bind()?;
+        // SAFETY: the caller's promise.
+        Ok(Arc::new(unsafe { CudaFence::record(self.0.clone(), stream as usize as Handle)? }))
+    }
+
+    /// Memory of this GPU that somebody else allocated, as the memory of one object.
+    ///
+    /// # Safety
+    /// As [`DeviceBuffer::new`].
+    pub unsafe fn lend(
+        &self,
+        ranges: Vec<DeviceRange>,
+        after: Option<Fence>,
+        keepalive: Option<saltern::Keepalive>,
+    ) -> DeviceBuffer {
+        // SAFETY: the caller's promise.
+        unsafe { DeviceBuffer::new(self.0.id, ranges, after, keepalive) }
+    }
+
+    /// Looks whether cuFile is direct for files of this directory.
+    pub(crate) fn prober(&self) -> Prober {
+        Prober {
+            libcuda: self.0.options.libcuda.clone(),
+            libcufile: self.0.options.libcufile.clone(),
+            helper: self.0.options.helper.clone(),
+            ordinal: self.0.info.ordinal,
+            machine: self.0.options.machine.clone(),
+            ..Prober::default()
+        }
+    }
+
+    /// Makes this GPU's context current on the calling thread, for calls of cuFile.
+    ///
+    /// # Errors
+    /// [`GdsError::Cuda`].
+    pub fn bind_thread(&self) -> Result<()> {
+        self.0.bind()
+    }
+
+    /// cuFile in its compatibility mode, where it copies through its own host memory: to be compared with. Not direct, and not
+    /// to be called GDS. Once a process: the mode is the driver's.
+    ///
+    /// # Errors
+    /// [`GdsError::NoCuFile`] where opening the driver would never return, and what the library says.
+    pub fn compatibility_io(&self) -> Result<Arc<dyn FileIo>> {
+        let prober = self.prober();
+        if !prober.machine.has_modules() {
+            return Err(GdsError::NoCuFile(prober.state().why_not.unwrap_or_default()));
+        }
+        self.0.bind()?;
+        Ok(Arc::new(CuFile::open(self.0.options.libcufile.as_deref(), Mode::Compatibility)?))
+    }
+
+    fn open_cufile(&self) -> Result<()> {
+        let mut cufile = self.0.cufile.lock();
+        if cufile.is_none() {
+            self.0.bind()?;
+            *cufile = Some(Arc::new(CuFile::open_direct(self.0.options.libcufile.as_deref())?));
+        }
+        Ok(())
+    }
+}
+
+impl Device for CudaDevice {
+    fn id(&self) -> DeviceId {
+        self.0.id
+    }
+
+    fn name(&self) -> String {
+        format!("GPU {} ({}, {})", self.0.info.ordinal, self.0.info.name, self.0.info.pci)
+    }
+
+    fn register(&self, pool: &Pool) -> Result<Registration, DeviceError> {
+        self.0.bind()?;
+        let (ptr, len) = pool.span();
+        // SAFETY: the pool is mapped for as long as the clone in the registration lives, which unregisters first.
+        let code = unsafe { (self.0.driver.mem_host_register)(ptr.cast(), len, HOST_REGISTER_PORTABLE) };
+        self.0.driver.check("cuMemHostRegister", code)?;
+        Ok(Box::new(Registered { gpu: self.0.clone(), pool: pool.clone() }))
+    }
+
+    fn route(&self, dir: &Path, choice: RouteChoice) -> Result<Route, DeviceError> {
+        if choice == RouteChoice::Pipeline {
+            return Ok(Route::Pipeline { why: "it was asked for".to_owned() });
+        }
+        let direct = self.prober().probe(dir).and_then(|report| {
+            self.open_cufile()?;
+            Ok(format!("cuFile {} over {}", report.version, report.by))
+        });
+        match (direct, choice) {
+            (Ok(by), _) => Ok(Route::Direct { by }),
+            (Err(error), RouteChoice::Direct) => Err(error.into()),
+            (Err(error), _) => Ok(Route::Pipeline { why: error.to_string() }),
+        }
+    }
+
+    fn copier(&self) -> Result<Box<dyn CopyEngine>, DeviceError> {
+        Ok(Box::new(CudaCopier::new(self.0.clone(), self.0.cufile.lock().clone())?))
+    }
+}
+
+/// A pool that CUDA knows.
+struct Registered {
+    gpu: Arc<Gpu>,
+    pool: Pool,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if self.gpu.bind().is_ok() {
+            // SAFETY: registered in `register`, and still mapped: `pool` is dropped after this.
+            let code = unsafe { (self.gpu.driver.mem_host_unregister)(self.pool.span().0.cast()) };
+            if let Err(error) = self.gpu.driver.check("cuMemHostUnregister", code) {
+                tracing::error!(%error, "a pool stays registered");
+            }
+        }
+    }
+}
+
+fn describe(driver: &Driver, ordinal: u32) -> Result<(i32, GpuInfo)> {
+    let count = driver.device_count()?;
+    if ordinal >= count {
+        return Err(GdsError::NoDevice { ordinal, count });
+    }
+    let (mut device, mut memory) = (0, 0);
+    // SAFETY: writes one integer.
+    driver.check("cuDeviceGet", unsafe { (driver.device_get)(&mut device, ordinal as i32) })?;
+    // SAFETY: writes one size.
+    driver.check("cuDeviceTotalMem", unsafe { (driver.device_total_mem)(&mut memory, device) })?;
+    let mut name: [c_char; 128] = [0; 128];
+    // SAFETY: writes at most as many bytes as it is told.
+    driver.check("cuDeviceGetName", unsafe { (driver.device_get_name)(name.as_mut_ptr(), 128, device) })?;
+    let mut pci: [c_char; 32] = [0; 32];
+    // SAFETY: as above.
+    driver.check("cuDeviceGetPCIBusId", unsafe { (driver.device_get_pci_bus_id)(pci.as_mut_ptr(), 32, device) })?;
+    let attribute = |attribute| {
+        let mut value = 0;
+        // SAFETY: writes one integer.
+        let code = unsafe { (driver.device_get_attribute)(&mut value, attribute, device) };
+        (code == super::driver::SUCCESS).then_some(value)
+    };
+    let info = GpuInfo {
+        ordinal,
+        name: text(&name),
+        memory_bytes: memory as u64,
+        pci: text(&pci).to_lowercase(),
+        numa_node: attribute(ATTRIBUTE_HOST_NUMA_ID).unwrap_or(-1),
+        rdma: attribute(ATTRIBUTE_RDMA).unwrap_or(0) != 0,
+    };
+    Ok((device, info))
+}
+
+/// A string that a function has written; its last byte was never given away.
+fn text(buffer: &[c_char]) -> String {
+    let bytes: Vec<u8> = buffer.iter().map(|byte| *byte as u8).chain([0]).collect();
+    CStr::from_bytes_until_nul(&bytes).map_or_else(|_| String::new(), |text| text.to_string_lossy().into_owned())
+}

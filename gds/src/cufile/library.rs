@@ -1,0 +1,241 @@
+//! libcufile's functions, loaded by name. Signatures are those of cufile.h (CUDA 12.8); codes stay integers.
+
+use std::ffi::{c_int, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use libloading::Library;
+use saltern::device::{DeviceRange, Direction};
+
+use crate::cuda::open_library;
+use crate::error::{GdsError, Result};
+
+/// CUfileError_t: both its parts are enums there.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Status {
+    code: c_int,
+    cuda: c_int,
+}
+
+/// CUfileDescr_t. The union of handles is a descriptor or a pointer.
+#[repr(C)]
+struct Descr {
+    kind: c_int,
+    fd: c_int,
+    fd_rest: c_int,
+    fs_ops: *const c_void,
+}
+
+const _: () = assert!(size_of::<Status>() == 8 && size_of::<Descr>() == 24);
+
+/// CU_FILE_HANDLE_TYPE_OPAQUE_FD
+const HANDLE_TYPE_FD: c_int = 1;
+/// CUFILE_PARAM_PROPERTIES_ALLOW_COMPAT_MODE
+const PARAM_ALLOW_COMPAT: c_int = 1;
+/// CUFILE_PARAM_FORCE_COMPAT_MODE
+const PARAM_FORCE_COMPAT: c_int = 2;
+
+/// What registering a file gives where cuFile does not find out its file system (observed; the header calls them
+/// CU_FILE_HANDLE_NOT_REGISTERED and CU_FILE_INTERNAL_ERROR).
+const NO_FILE_SYSTEM: [c_int; 2] = [5027, 5030];
+
+/// A file as cuFile knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileHandle(pub usize);
+
+/// What blocks: transfers between files and memory of the GPU, as cuFile does them. Thread-safe.
+pub trait FileIo: Send + Sync {
+    /// Makes a file known; it stays open until [`FileIo::close`].
+    ///
+    /// # Errors
+    /// What the library says, among it that the file would not be direct.
+    fn open(&self, fd: BorrowedFd<'_>) -> Result<FileHandle>;
+
+    /// Forgets a file.
+    fn close(&self, handle: FileHandle);
+
+    /// Moves bytes between a file at this offset and memory of the GPU; blocks. Gives how many moved: all, or fewer.
+    ///
+    /// # Errors
+    /// What the library says.
+    fn transfer(&self, direction: Direction, handle: FileHandle, offset: u64, range: DeviceRange) -> Result<usize>;
+}
+
+/// The library, with its driver open.
+pub(crate) struct CuFile {
+    read: unsafe extern "C" fn(*mut c_void, *mut c_void, usize, i64, i64) -> isize,
+    write: unsafe extern "C" fn(*mut c_void, *const c_void, usize, i64, i64) -> isize,
+    register: unsafe extern "C" fn(*mut *mut c_void, *mut Descr) -> Status,
+    deregister: unsafe extern "C" fn(*mut c_void),
+    /// Never closed: its driver's threads live as long as the process.
+    _library: std::mem::ManuallyDrop<Library>,
+}
+
+/// Which of the two the library may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Directly, or not at all.
+    Direct,
+    /// Through the host's memory, by its own slabs: what it does where it is not direct. To be compared with, never to be called GDS.
+    Compatibility,
+}
+
+/// The usual names; the wheel on PyPI has the first one only.
+fn names(path: Option<&Path>) -> Vec<PathBuf> {
+    path.map_or_else(|| vec!["libcufile.so.0".into(), "libcufile.so".into()], |path| vec![path.to_owned()])
+}
+
+fn load(path: Option<&Path>) -> Result<(PathBuf, Library)> {
+    open_library(&names(path), "install libcufile (the package gds-tools or nvidia-cufile), or name its path")
+}
+
+/// The version of libcufile, without opening its driver: 1013 is 1.13. 0 where it does not tell.
+///
+/// # Errors
+/// [`GdsError::NoLibrary`].
+pub fn library_version(path: Option<&Path>) -> Result<i32> {
+    let (_, library) = load(path)?;
+    // Not closed again: the library is not made for that.
+    Ok(version_of(&std::mem::ManuallyDrop::new(library)))
+}
+
+fn version_of(library: &Library) -> i32 {
+    let mut version: c_int = 0;
+    // SAFETY: the signature is cufile.h's; it writes one integer, and needs no driver.
+    unsafe {
+        let get = library.get::<unsafe extern "C" fn(*mut c_int) -> Status>(b"cuFileGetVersion\0");
+        if let Ok(get) = get {
+            get(&mut version);
+        }
+    }
+    version
+}
+
+/// As people write it.
+pub(crate) fn version_text(version: i32) -> String {
+    if version == 0 { "(version unknown)".to_owned() } else { format!("{}.{}", version / 1000, version / 10 % 100) }
+}
+
+impl CuFile {
+    /// Opens the driver with compatibility mode forbidden. Only after a probe in another process has come back: the call may never
+    /// return.
+    pub(crate) fn open_direct(path: Option<&Path>) -> Result<Self> {
+        Self::open(path, Mode::Direct)
+    }
+
+    /// Opens the driver. A context has to be current.
+    pub(crate) fn open(path: Option<&Path>, mode: Mode) -> Result<Self> {
+        let (path, library) = load(path)?;
+        macro_rules! symbol {
+            ($name:literal, $kind:ty) => {
+                // SAFETY: the signature is cufile.h's, and the library is never closed.
+                *unsafe { library.get::<$kind>(concat!($name, "\0").as_bytes()) }
+                    .map_err(|_| GdsError::NoSymbol { library: path.display().to_string(), symbol: $name })?
+            };
+        }
+        let set_bool = symbol!("cuFileSetParameterBool", unsafe extern "C" fn(c_int, bool) -> Status);
+        let driver_open = symbol!("cuFileDriverOpen", unsafe extern "C" fn() -> Status);
+        let (parameter, value) = match mode {
+            Mode::Direct => (PARAM_ALLOW_COMPAT, false),
+            Mode::Compatibility => (PARAM_FORCE_COMPAT, true),
+        };
+        // SAFETY: sets a parameter, before the driver is open, as it asks for.
+        check("cuFileSetParameterBool", unsafe { set_bool(parameter, value) })?;
+        // SAFETY: a context is current (the caller), and the checks of `probe.rs` have passed.
+        check("cuFileDriverOpen", unsafe { driver_open() })?;
+        Ok(Self {
+            read: symbol!("cuFileRead", unsafe extern "C" fn(*mut c_void, *mut c_void, usize, i64, i64) -> isize),
+            write: symbol!("cuFileWrite", unsafe extern "C" fn(*mut c_void, *const c_void, usize, i64, i64) -> isize),
+            register: symbol!("cuFileHandleRegister", unsafe extern "C" fn(*mut *mut c_void, *mut Descr) -> Status),
+            deregister: symbol!("cuFileHandleDeregister", unsafe extern "C" fn(*mut c_void)),
+            _library: std::mem::ManuallyDrop::new(library),
+        })
+    }
+}
+
+impl FileIo for CuFile {
+    fn open(&self, fd: BorrowedFd<'_>) -> Result<FileHandle> {
+        let mut descr = Descr { kind: HANDLE_TYPE_FD, fd: fd.as_raw_fd(), fd_rest: 0, fs_ops: std::ptr::null() };
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: reads the description, writes one handle; the queue keeps the descriptor open until `close`.
+        let status = unsafe { (self.register)(&mut handle, &mut descr) };
+        if NO_FILE_SYSTEM.contains(&status.code) {
+            return Err(GdsError::CuFile {
+                call: "cuFileHandleRegister",
+                code: status.code,
+                meaning: unknown_file_system(fd),
+            });
+        }
+        check("cuFileHandleRegister", status)?;
+        Ok(FileHandle(handle as usize))
+    }
+
+    fn close(&self, handle: FileHandle) {
+        // SAFETY: a handle of `open`, closed once, with no transfer under way on it (`Handle` in `queue.rs`).
+        unsafe { (self.deregister)(handle.0 as *mut c_void) };
+    }
+
+    fn transfer(&self, direction: Direction, handle: FileHandle, offset: u64, range: DeviceRange) -> Result<usize> {
+        let (handle, base) = (handle.0 as *mut c_void, range.address as *mut c_void);
+        // SAFETY: the handle is open, and the range is memory of the GPU that the engine holds until this transfer is reported.
+        let (call, moved) = unsafe {
+            match direction {
+                Direction::ToDevice => ("cuFileRead", (self.read)(handle, base, range.len, offset as i64, 0)),
+                Direction::FromDevice => ("cuFileWrite", (self.write)(handle, base, range.len, offset as i64, 0)),
+            }
+        };
+        if moved >= 0 {
+            return Ok(moved as usize);
+        }
+        // -1: errno says more; else a negative code of cuFile's.
+        let meaning =
+            if moved == -1 { std::io::Error::last_os_error().to_string() } else { meaning_of(-moved as c_int) };
+        Err(GdsError::CuFile { call, code: moved as i32, meaning })
+    }
+}
+
+/// What cuFile's 5027 (or 5030) is about: it asks udev's database what the device is.
+fn unknown_file_system(fd: BorrowedFd<'_>) -> String {
+    let device = nix::sys::stat::fstat(fd).map(|stat| stat.st_dev).unwrap_or(0);
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    format!("file system type unknown to cuFile: no udev record for {major}:{minor}")
+}
+
+fn check(call: &'static str, status: Status) -> Result<()> {
+    if status.code == 0 {
+        return Ok(());
+    }
+    let mut meaning = meaning_of(status.code);
+    if status.cuda != 0 {
+        meaning.push_str(&format!(", CUDA error {}", status.cuda));
+    }
+    Err(GdsError::CuFile { call, code: status.code, meaning })
+}
+
+/// CUfileOpError (cufile.h), as far as somebody can do something about it.
+fn meaning_of(code: c_int) -> String {
+    let text = match code {
+        5001 => "nvidia-fs is not loaded, and compatibility mode was forbidden",
+        5002 | 5004 | 5005 => "nvidia-fs and libcufile do not fit together: update both",
+        5003 => "a limit of nvidia-fs is not supported",
+        5007 => "this platform is not supported",
+        5008 => "this file system or device is not supported for direct transfers",
+        5009 => "this GPU does not support GPUDirect Storage",
+        5010 => "nvidia-fs failed: see `dmesg`",
+        5011 => "the CUDA driver failed",
+        5012..=5015 => "the memory is not of the GPU whose context is current",
+        5016 | 5017 => "the memory cannot be mapped for other devices: is the GPU's BAR too small?",
+        5018 => "this kind of file is not supported",
+        5019 | 5020 => "the file is not open with O_DIRECT",
+        5022 => "an invalid argument",
+        5025 => "permission denied",
+        5028 => "the file is registered already",
+        5029 => "no device of this number",
+        5030 => "an internal error of cuFile",
+        5033 => "nvidia-fs could not be set up",
+        5034 => "transfers are disabled",
+        _ => "see CUfileOpError in cufile.h",
+    };
+    text.to_owned()
+}

@@ -1,0 +1,334 @@
+//! The whole CUDA path against libraries of software, built with the system's C compiler: what the real ones would be asked for, in the
+//! order and with the structures that their headers have. And everything that can be missing on a machine.
+
+mod common;
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Fakes, key, machine, payload};
+use saltern::device::{DeviceOptions, Route, RouteChoice};
+use saltern::{Config, Engine, Error, Integrity};
+use saltern_gds::{CudaDevice, CudaOptions, Driver, GdsError, HostKind, HostMemory, Prober};
+
+fn small() -> DeviceOptions {
+    let mut options = DeviceOptions::default();
+    options.chunk_bytes = 1 << 20;
+    options.transit_bytes = 4 << 20;
+    options
+}
+
+fn config(dir: &Path) -> Config {
+    let mut config = Config::new(dir);
+    config.pin_shards = false;
+    config.pool_bytes = 16 << 20;
+    config
+}
+
+fn open(fakes: &Fakes, libcuda: &str) -> CudaDevice {
+    let mut options = CudaOptions::default();
+    options.libcuda = Some(fakes.path(libcuda));
+    CudaDevice::open(0, options).expect("the software driver has one GPU")
+}
+
+const SIZES: [usize; 8] = [1, 4096, 5000, 64 << 10, 1 << 20, (1 << 20) + 1, 3_000_001, 8 << 20];
+
+#[test]
+fn objects_move_between_files_and_device_memory() {
+    let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[]), ("old", "cuda", &["-DNO_BATCH"])]) else { return };
+    for libcuda in ["cuda", "old"] {
+        let dir = common::dir();
+        let device = open(&fakes, libcuda);
+        assert_eq!((device.info().name.as_str(), device.info().pci.as_str()), ("Software GPU", "0000:3b:00.0"));
+        let mut config = config(dir.path());
+        config.shards = 2;
+        config.integrity = Integrity::Verify;
+        let engine = Engine::open(config).expect("open");
+        engine.attach_device(Arc::new(device.clone()), small()).expect("attach");
+        let count = |symbol| fakes.count(libcuda, symbol);
+        assert_eq!(count("fake_registered"), 4, "two pools a shard");
+        let slices: Vec<_> = SIZES.iter().map(|bytes| device.alloc(*bytes).expect("alloc")).collect();
+        for (n, slice) in (0..).zip(&slices) {
+            slice.write(&payload(n, slice.len())).expect("write");
+        }
+        let batch = (0..).zip(&slices).map(|(n, slice)| (key(n), slice.buffer().into())).collect();
+        let stored = engine.store(batch).wait();
+        assert!(
+            stored.results.iter().zip(SIZES).all(|(result, bytes)| *result.as_ref().expect("store") == bytes as u64)
+        );
+        for slice in &slices {
+            slice.write(&vec![0xee; slice.len()]).expect("write");
+        }
+        let batch = (0..).zip(&slices).map(|(n, slice)| (key(n), slice.buffer().into())).collect();
+        let loaded = engine.load(batch).wait();
+        for (n, (result, slice)) in (0..).zip(loaded.results.iter().zip(&slices)) {
+            assert_eq!(*result.as_ref().expect("load"), slice.len() as u64);
+            assert!(slice.read().expect("read") == payload(n, slice.len()), "{libcuda}: {} bytes", slice.len());
+        }
+        // Scattered to pages, in one call where the driver has one.
+        let before = if libcuda == "cuda" { count("fake_batches") } else { 0 };
+        let heap = device.alloc(2 * 64 * 4096).expect("alloc");
+        heap.write(&vec![0xee; heap.len()]).expect("write");
+        let pages: Vec<_> = (0..16).rev().map(|page| 2 * page * 4096..(2 * page + 1) * 4096).collect();
+        let report = engine.load(vec![(key(3), heap.parts(&pages, None).into())]).wait();
+        assert!(matches!(report.results[..], [Ok(65_536)]), "{:?}", report.results);
+        let (bytes, expected) = (heap.read().expect("read"), payload(3, 64 << 10));
+        for (page, expected) in pages.iter().zip(expected.chunks(4096)) {
+            assert!(
+                bytes[page.clone()] == *expected && bytes[page.end..page.end + 4096].iter().all(|byte| *byte == 0xee)
+            );
+        }
+        if libcuda == "cuda" {
+            assert!(count("fake_batches") > before, "pages go in one call");
+        }
+        drop((engine, slices, heap, report, stored, loaded));
+        drop(device);
+        let left = ["fake_registered", "fake_allocated", "fake_retained"].map(count);
+        assert_eq!(left, [0, 0, 0], "registrations, allocations and contexts that are left");
+    }
+}
+
+#[test]
+fn copies_that_the_driver_refuses_fail_their_object_alone() {
+    let Some(fakes) = Fakes::build(&[("fails", "cuda", &["-DFAIL_EVERY=5"])]) else { return };
+    let (dir, device) = (common::dir(), open(&fakes, "fails"));
+    let engine = Engine::open(config(dir.path())).expect("open");
+    engine.attach_device(Arc::new(device.clone()), small()).expect("attach");
+    let slice = device.alloc(3 << 20).expect("alloc");
+    slice.write(&payload(1, 3 << 20)).expect("write");
+    let (mut stored, mut failed) = (0, 0);
+    for n in 0..20 {
+        match engine.store(vec![(key(n), slice.buffer().into())]).wait().results.remove(0) {
+            Ok(_) => stored += 1,
+            Err(Error::Device { op, .. }) => {
+                assert!(op.starts_with("cuMemcpy"), "{op}");
+                failed += 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(stored > 0 && failed > 0, "{stored} stored, {failed} failed");
+    assert_eq!(engine.status().devices[0].transit_used_bytes, 0, "slots are held");
+    assert_eq!(engine.status().objects, stored);
+}
+
+#[test]
+fn what_is_missing_is_an_error_that_names_it() {
+    let none = Driver::load(Some(Path::new("/no/such/libcuda.so.1"))).err().expect("no library");
+    assert!(matches!(&none, GdsError::NoLibrary { library, .. } if library.contains("libcuda")), "{none}");
+    let Some(fakes) = Fakes::build(&[
+        ("none", "cuda", &["-DDEVICES=0"]),
+        ("lacks", "cuda", &["-DLACKS_A_SYMBOL"]),
+        ("cuda", "cuda", &[]),
+    ]) else {
+        return;
+    };
+    let error = |libcuda: &str, ordinal| {
+        let mut options = CudaOptions::default();
+        options.libcuda = Some(fakes.path(libcuda));
+        CudaDevice::open(ordinal, options).err().expect("it cannot be opened")
+    };
+    let no_gpu = error("none", 0);
+    assert!(
+        matches!(&no_gpu, GdsError::Cuda { call: "cuInit", code: 100, name } if name == "CUDA_ERROR_NO_DEVICE"),
+        "{no_gpu}"
+    );
+    let lacks = error("lacks", 0);
+    assert!(matches!(&lacks, GdsError::NoSymbol { symbol: "cuEventSynchronize", .. }), "{lacks}");
+    let other = error("cuda", 7);
+    assert!(matches!(other, GdsError::NoDevice { ordinal: 7, count: 1 }), "{other}");
+}
+
+/// A prober on a machine where everything is there, but for what the test changes.
+fn prober(fakes: &Fakes, libcufile: &str, root: &Path) -> Prober {
+    let mut prober = Prober::default();
+    prober.libcuda = Some(fakes.path("cuda"));
+    prober.libcufile = Some(fakes.path(libcufile));
+    prober.helper = Some(env!("CARGO_BIN_EXE_saltern-gds-probe").into());
+    prober.machine = saltern_gds::machine::Machine::at(root);
+    prober.deadline = Duration::from_secs(60);
+    prober
+}
+
+#[test]
+fn a_probe_says_direct_or_why_not_and_always_comes_back() {
+    let Some(fakes) = Fakes::build(&[
+        ("cuda", "cuda", &[]),
+        ("good", "cufile", &[]),
+        ("hangs", "cufile", &["-DHANGS"]),
+        ("crashes", "cufile", &["-DCRASHES"]),
+        ("no-driver", "cufile", &["-DNO_DRIVER"]),
+        ("no-udev", "cufile", &["-DNO_UDEV"]),
+        ("old", "cufile", &["-DOLD"]),
+        ("wrong", "cufile", &["-DWRONG_BYTES"]),
+    ]) else {
+        return;
+    };
+    let (dir, root) = (common::dir(), machine(&["proc/modules", "proc/driver/nvidia-fs/version"]));
+    let probe = |libcufile: &str| prober(&fakes, libcufile, root.path()).probe(dir.path());
+    let good = probe("good").expect("direct");
+    assert_eq!((good.version.as_str(), good.by), ("1.13", "nvidia-fs"));
+    let why = |libcufile: &str| probe(libcufile).expect_err(libcufile).to_string();
+    assert!(
+        why("no-driver").contains("nvidia-fs is not loaded, and compatibility mode was forbidden"),
+        "{}",
+        why("no-driver")
+    );
+    assert!(why("no-udev").contains("file system type unknown to cuFile: no udev record for"), "{}", why("no-udev"));
+    assert!(why("old").contains("cuFileSetParameterBool"), "{}", why("old"));
+    assert!(why("crashes").contains("did cuFile crash?"), "{}", why("crashes"));
+    assert!(why("wrong").contains("not what was written"), "{}", why("wrong"));
+    // A driver that hangs is killed, and it is the deadline that says so.
+    let mut hangs = prober(&fakes, "hangs", root.path());
+    hangs.deadline = Duration::from_millis(300);
+    let hung = hangs.probe(dir.path()).expect_err("it hangs").to_string();
+    assert!(hung.contains("did not come back within 0.3 s, and was killed"), "{hung}");
+    assert_eq!(std::fs::read_dir(dir.path()).expect("readdir").count(), 0, "the trial's file is removed");
+}
+
+#[test]
+fn cheap_checks_come_before_any_driver_is_opened() {
+    let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[]), ("hangs", "cufile", &["-DHANGS"])]) else { return };
+    let dir = common::dir();
+    let why = |files: &[&str], libcufile: &str| {
+        let root = machine(files);
+        prober(&fakes, libcufile, root.path()).probe(dir.path()).expect_err("not direct").to_string()
+    };
+    let modules = why(&["proc/driver/nvidia-fs/version"], "hangs");
+    assert!(modules.contains("proc/modules does not exist"), "{modules}");
+    let nothing = why(&["proc/modules", "proc/sys/kernel/osrelease=5.15.0-generic"], "hangs");
+    assert!(nothing.contains("P2PDMA needs Linux 6.2; this is 5.15.0-generic"), "{nothing}");
+    let p2p =
+        ["proc/modules", "proc/sys/kernel/osrelease=6.8.0-1", "boot/config-6.8.0-1=# CONFIG_PCI_P2PDMA is not set"];
+    assert!(why(&p2p, "hangs").contains("needs CONFIG_PCI_P2PDMA"));
+    let closed = "proc/driver/nvidia/version=NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15";
+    assert!(
+        why(&["proc/modules", "proc/sys/kernel/osrelease=6.8.0", closed], "hangs")
+            .contains("the closed one, 550.54.15")
+    );
+    let mut no_library = prober(&fakes, "hangs", Path::new("/no/such/root"));
+    no_library.libcufile = Some("/no/such/libcufile.so.0".into());
+    let missing = no_library.probe(dir.path()).expect_err("no library").to_string();
+    assert!(missing.contains("libcufile.so.0 cannot be loaded"), "{missing}");
+    let root = machine(&["proc/modules", "proc/driver/nvidia-fs/version"]);
+    let mut alone = prober(&fakes, "hangs", root.path());
+    alone.helper = None;
+    let alone = alone.probe(dir.path()).expect_err("no helper").to_string();
+    assert!(alone.contains("no helper program"), "{alone}");
+}
+
+#[test]
+fn a_machine_without_anything_answers_at_once() {
+    // Whatever this machine has: nothing hangs, nothing panics, and the answer has a reason. The deadline turns a hang into a failure.
+    let started = Instant::now();
+    match CudaDevice::open(0, CudaOptions::default()) {
+        Ok(device) => {
+            let route = saltern::device::Device::route(&device, Path::new("."), RouteChoice::Auto).expect("a route");
+            assert!(matches!(route, Route::Direct { .. } | Route::Pipeline { .. }));
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+    let state = Prober::default().state();
+    assert!(state.by.is_some() || state.why_not.is_some(), "{state:?}");
+    assert!(started.elapsed() < Duration::from_secs(60), "it hung");
+}
+
+#[test]
+fn where_a_probe_shows_it_objects_go_by_cufile() {
+    let Some(fakes) =
+        Fakes::build(&[("cuda", "cuda", &[]), ("cufile", "cufile", &[]), ("none", "cufile", &["-DNO_DRIVER"])])
+    else {
+        return;
+    };
+    let (dir, root) = (common::dir(), machine(&["proc/modules", "proc/driver/nvidia-fs/version"]));
+    let device = |libcufile: &str| {
+        let mut options = CudaOptions::default();
+        options.libcuda = Some(fakes.path("cuda"));
+        options.libcufile = Some(fakes.path(libcufile));
+        options.helper = Some(env!("CARGO_BIN_EXE_saltern-gds-probe").into());
+        options.machine = saltern_gds::machine::Machine::at(root.path());
+        CudaDevice::open(0, options).expect("the software driver has one GPU")
+    };
+    let mut config = config(dir.path());
+    config.integrity = Integrity::Off;
+    let engine = Engine::open(config).expect("open");
+    if !engine.status().volumes[0].medium.direct_io {
+        return eprintln!("skipped: this file system takes no O_DIRECT");
+    }
+    let gpu = device("cufile");
+    engine.attach_device(Arc::new(gpu.clone()), small()).expect("attach");
+    assert_eq!(engine.status().devices[0].route, Route::Direct { by: "cuFile 1.13 over nvidia-fs".into() });
+    let slices: Vec<_> = SIZES.iter().map(|bytes| gpu.alloc(*bytes).expect("alloc")).collect();
+    for (n, slice) in (0..).zip(&slices) {
+        slice.write(&payload(n, slice.len())).expect("write");
+    }
+    let copies = fakes.count("cuda", "fake_copied");
+    let batch = |slices: &[saltern_gds::DeviceSlice]| {
+        (0..).zip(slices).map(|(n, slice)| (key(n), slice.buffer().into())).collect()
+    };
+    let stored = engine.store(batch(&slices)).wait();
+    assert!(stored.results.iter().all(Result::is_ok), "{:?}", stored.results);
+    for slice in &slices {
+        slice.write(&vec![0xee; slice.len()]).expect("write");
+    }
+    let loaded = engine.load(batch(&slices)).wait();
+    assert!(loaded.results.iter().all(Result::is_ok), "{:?}", loaded.results);
+    for (n, slice) in (0..).zip(&slices) {
+        assert!(slice.read().expect("read") == payload(n, slice.len()), "{} bytes", slice.len());
+    }
+    // Only what is not whole blocks went through slots: the ends of four objects, there and back.
+    assert_eq!(fakes.count("cuda", "fake_copied") - copies, 2 * 4, "copies through slots");
+    // Where it is not direct, the same device says why, and forcing it fails.
+    let other_dir = common::dir();
+    let other = Engine::open(self::config(other_dir.path())).expect("open");
+    let gpu = device("none");
+    let mut forced = small();
+    forced.route = RouteChoice::Direct;
+    let refused = other.attach_device(Arc::new(gpu.clone()), forced);
+    assert!(
+        matches!(&refused, Err(Error::Device { reason, .. }) if reason.contains("nvidia-fs is not loaded")),
+        "{refused:?}"
+    );
+    other.attach_device(Arc::new(gpu), small()).expect("the pipeline is always there");
+    let route = other.status().devices[0].route.clone();
+    assert!(matches!(&route, Route::Pipeline { why } if why.contains("nvidia-fs is not loaded")), "{route:?}");
+}
+
+#[test]
+fn every_kind_of_host_memory_can_be_copied() {
+    let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[])]) else { return };
+    let device = open(&fakes, "cuda");
+    let slice = device.alloc(1 << 20).expect("alloc");
+    for kind in HostKind::ALL {
+        let mut memory = HostMemory::alloc(&device, kind, 1 << 20).expect("alloc");
+        memory.as_mut_slice().copy_from_slice(&payload(3, 1 << 20));
+        memory.copy(&slice, true, 100_000, 2).expect("copy");
+        assert!(slice.read().expect("read") == payload(3, 1 << 20), "{}", kind.name());
+        memory.as_mut_slice().fill(0);
+        memory.copy(&slice, false, 100_000, 1).expect("copy");
+        assert!(memory.as_slice() == payload(3, 1 << 20), "{}", kind.name());
+    }
+}
+
+#[test]
+fn a_damaged_file_is_a_miss_on_the_gpu_too() {
+    let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[])]) else { return };
+    let (dir, device) = (common::dir(), open(&fakes, "cuda"));
+    let mut config = config(dir.path());
+    config.integrity = Integrity::Verify;
+    let engine = Engine::open(config).expect("open");
+    if engine.status().integrity != Integrity::Verify {
+        return eprintln!("skipped: no user attributes here");
+    }
+    engine.attach_device(Arc::new(device.clone()), small()).expect("attach");
+    let slice = device.alloc(3_000_000).expect("alloc");
+    slice.write(&payload(1, 3_000_000)).expect("write");
+    engine.store(vec![(key(1), slice.buffer().into())]).wait().results.remove(0).expect("store");
+    let entries = std::fs::read_dir(dir.path()).expect("readdir").map(|entry| entry.expect("readdir").path());
+    let path = entries.into_iter().find(|path| path.is_file()).expect("one object");
+    std::fs::OpenOptions::new().write(true).open(path).expect("open").write_all_at(b"x", 2_000_000).expect("write");
+    let result = engine.load(vec![(key(1), slice.buffer().into())]).wait().results.remove(0);
+    assert!(matches!(result, Err(Error::Corrupt { .. })), "{result:?}");
+}
