@@ -183,3 +183,27 @@ impl Write for Paced<'_> {
         self.out.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek};
+
+    use super::*;
+
+    #[test]
+    fn what_is_paced_is_whole_and_a_stop_ends_it() {
+        let mut file = tempfile::tempfile_in(".").unwrap();
+        let bytes: Vec<u8> = (0..2 * PACE_BYTES + 17).map(|n| (n % 251) as u8).collect();
+        let (mut out, stop) = (BufWriter::with_capacity(1 << 20, file.try_clone().unwrap()), Stop::default());
+        let mut paced = Paced { out: &mut out, stop: &stop, since_sync: 0 };
+        bytes.chunks(70_000).for_each(|chunk| paced.write_all(chunk).unwrap());
+        paced.flush().unwrap();
+        let mut written = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut written).unwrap();
+        assert!(written == bytes);
+        *stop.is_set.lock() = true;
+        // An error that `write_all` does not take for a reason to try again.
+        assert!(bytes.chunks(70_000).try_for_each(|chunk| paced.write_all(chunk)).is_err());
+    }
+}

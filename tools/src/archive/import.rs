@@ -21,7 +21,7 @@ use crate::output::JsonArgs;
 use crate::progress::Bar;
 
 /// Bytes of stores in flight, at most.
-const IN_FLIGHT_BYTES: usize = 128 << 20;
+const IN_FLIGHT_BYTES: usize = 64 << 20;
 
 /// Most entries that are printed; the JSON has them all.
 const SHOWN_MAX: usize = 20;
