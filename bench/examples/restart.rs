@@ -84,6 +84,9 @@ fn key(n: u64) -> ObjectKey {
 /// Makes what is missing, and a snapshot of it.
 fn fill(dir: &Path, objects: u64) -> Result<()> {
     std::fs::create_dir_all(dir)?;
+    if dir.join(".saltern/index").exists() {
+        return Ok(());
+    }
     for n in 0..objects {
         let path = dir.join(Layout::Fs.encode(&key(n))?);
         if !path.exists() {

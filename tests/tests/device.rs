@@ -327,7 +327,7 @@ fn direct_where_no_checksum_needs_the_bytes() {
         let mut config = config(scratch.path());
         config.integrity = integrity;
         let engine = open_with(config, &device, small());
-        if !engine.status().volume.direct_io || engine.status().integrity != integrity {
+        if !engine.status().volumes[0].medium.direct_io || engine.status().integrity != integrity {
             return eprintln!("skipped: this file system takes no O_DIRECT, or no attributes");
         }
         assert_eq!(engine.status().devices[0].route, Route::Direct { by: "software".into() });

@@ -224,6 +224,13 @@ struct Known {
     salt: SaltId,
 }
 
+/// The scope that a caller has resolved last.
+pub(crate) struct LastScope {
+    scope: Arc<Scope>,
+    id: u32,
+    salt: SaltId,
+}
+
 /// The index. Thread-safe; no call blocks for longer than a few memory accesses, `lock_all` and `start_order` excepted.
 pub(crate) struct Index {
     partitions: Box<[CachePadded<Mutex<Partition>>]>,
@@ -323,6 +330,17 @@ impl Index {
             hash: hash_of(key),
             scope,
         }
+    }
+
+    /// As [`Self::keyed`], for one of many: keys that share their scope with the one before touch nothing that other threads touch, too.
+    pub(crate) fn keyed_in_turn(&self, key: ObjectKey, ledger: &Ledger, last: &mut Option<LastScope>) -> Keyed {
+        let known = last.take().filter(|last| Arc::ptr_eq(&last.scope, key.scope())).unwrap_or_else(|| {
+            let id = self.enter_scope(key.scope(), ledger);
+            LastScope { scope: key.scope().clone(), id, salt: self.scopes[id as usize].salt }
+        });
+        let keyed = Keyed { salt: known.salt, hash: hash_of(&key), scope: known.id, key };
+        *last = Some(known);
+        keyed
     }
 
     fn now_ticks(&self) -> u32 {

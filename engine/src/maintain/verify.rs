@@ -9,6 +9,7 @@
 //!
 //! Repair moves what is damaged to `.saltern/quarantine/`, into a directory of its own for each run, and never deletes.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
@@ -64,7 +65,7 @@ pub struct Verify {
 
 impl Default for Verify {
     fn default() -> Self {
-        Self { threads: 2, depth: 32, repair: false, stamp: false }
+        Self { threads: 2, depth: 64, repair: false, stamp: false }
     }
 }
 
@@ -252,7 +253,7 @@ impl<'a> Reader<'a> {
     }
 
     fn run(mut self) -> Result<()> {
-        let mut ended = Vec::new();
+        let mut ended = VecDeque::new();
         loop {
             while !self.free.is_empty()
                 && !self.work.cancel.load(Ordering::Relaxed)
@@ -263,8 +264,10 @@ impl<'a> Reader<'a> {
             if self.actives.is_empty() {
                 return Ok(());
             }
-            self.ring.submit(Wait::Forever, |completion| ended.push(completion))?;
-            for completion in ended.drain(..) {
+            let wait = if ended.is_empty() { Wait::Forever } else { Wait::No };
+            self.ring.submit(wait, |completion| ended.push_back(completion))?;
+            // One at a time: while its bytes are summed, the device has what comes next.
+            if let Some(completion) = ended.pop_front() {
                 self.end_piece(completion)?;
             }
         }

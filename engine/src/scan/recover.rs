@@ -15,7 +15,7 @@ use crate::config::Discovery;
 use crate::core::Core;
 use crate::discover::{self, Found};
 use crate::error::{Error, Result};
-use crate::index::{Held, Keyed};
+use crate::index::{Held, Keyed, LastScope};
 use crate::layout::{Decoder, Layout};
 
 /// What the scan at open found.
@@ -168,7 +168,8 @@ impl Scan<'_> {
             let visitor = || {
                 let mut decoder = Decoder::new(self.layout);
                 let mut share = Share { total: &total, objects: 0, bytes: 0 };
-                move |seen: Seen<'_>| self.visit(&mut decoder, &mut share, &seen)
+                let mut last = None;
+                move |seen: Seen<'_>| self.visit(&mut decoder, &mut last, &mut share, &seen)
             };
             walk.run(core.config.scan_threads, visitor, progress)
         });
@@ -184,7 +185,13 @@ impl Scan<'_> {
         report
     }
 
-    fn visit(&self, decoder: &mut Decoder, share: &mut Share<'_>, seen: &Seen<'_>) -> Result<()> {
+    fn visit(
+        &self,
+        decoder: &mut Decoder,
+        last: &mut Option<LastScope>,
+        share: &mut Share<'_>,
+        seen: &Seen<'_>,
+    ) -> Result<()> {
         let Self { core, volume, .. } = *self;
         let (path, stat) = match seen {
             Seen::File { path, stat } => (path, stat),
@@ -203,7 +210,7 @@ impl Scan<'_> {
         if !core.volumes[volume].is_up() {
             return Err(core.volume_failed(volume));
         }
-        let keyed = core.index.keyed(&key, core.ledger());
+        let keyed = core.index.keyed_in_turn(key, core.ledger(), last);
         let total = share.total;
         let look = || match stat() {
             // What a lost volume has is nowhere.
