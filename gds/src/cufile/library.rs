@@ -22,12 +22,14 @@ struct Status {
 #[repr(C)]
 struct Descr {
     kind: c_int,
+    /// The union is as aligned as a pointer.
+    padding: c_int,
     fd: c_int,
     fd_rest: c_int,
     fs_ops: *const c_void,
 }
 
-const _: () = assert!(size_of::<Status>() == 8 && size_of::<Descr>() == 24);
+const _: () = assert!(size_of::<Status>() == 8 && size_of::<Descr>() == 24 && std::mem::offset_of!(Descr, fd) == 8);
 
 /// CU_FILE_HANDLE_TYPE_OPAQUE_FD
 const HANDLE_TYPE_FD: c_int = 1;
@@ -156,7 +158,8 @@ impl CuFile {
 
 impl FileIo for CuFile {
     fn open(&self, fd: BorrowedFd<'_>) -> Result<FileHandle> {
-        let mut descr = Descr { kind: HANDLE_TYPE_FD, fd: fd.as_raw_fd(), fd_rest: 0, fs_ops: std::ptr::null() };
+        let mut descr =
+            Descr { kind: HANDLE_TYPE_FD, padding: 0, fd: fd.as_raw_fd(), fd_rest: 0, fs_ops: std::ptr::null() };
         let mut handle = std::ptr::null_mut();
         // SAFETY: reads the description, writes one handle; the queue keeps the descriptor open until `close`.
         let status = unsafe { (self.register)(&mut handle, &mut descr) };
