@@ -71,12 +71,11 @@ impl Gpus {
         let Block { address, len, ordinal, stream, owner } = block;
         let device = object.py().detach(|| self.device(handle, ordinal, address)).map_err(|error| raise(&error))?;
         // SAFETY: the object says that this is a stream of its GPU's context, which PyTorch shares with this module: the primary one.
-        let after = stream.map(|stream| unsafe { device.fence(stream) }).transpose().map_err(|error| raise(&failed(&error)))?;
+        let after =
+            stream.map(|stream| unsafe { device.fence(stream) }).transpose().map_err(|error| raise(&failed(&error)))?;
         // SAFETY: the object says that it has `len` bytes of the GPU's memory at `address`, and is kept alive; who else uses them
         // meanwhile is the caller's promise.
-        let memory = unsafe {
-            device.lend(vec![DeviceRange { address, len }], after, Some(Arc::new(Owner(owner))))
-        };
+        let memory = unsafe { device.lend(vec![DeviceRange { address, len }], after, Some(Arc::new(Owner(owner)))) };
         Ok(Some(memory.into()))
     }
 
@@ -152,12 +151,14 @@ fn of_interface(object: &Bound<'_, PyAny>, interface: &Bound<'_, PyDict>, writab
     let get = |name: &str| interface.get_item(name)?.ok_or_else(|| missing(name));
     let shape: Vec<i64> = get("shape")?.extract()?;
     let kind: String = get("typestr")?.extract()?;
-    let item_bytes: i64 = kind.get(2..).and_then(|digits| digits.parse().ok()).ok_or_else(|| missing("typestr with a size"))?;
+    let item_bytes: i64 =
+        kind.get(2..).and_then(|digits| digits.parse().ok()).ok_or_else(|| missing("typestr with a size"))?;
     let (address, read_only): (u64, bool) = get("data")?.extract()?;
     if writable && read_only {
         return Err(PyBufferError::new_err("the object's memory on the GPU is read-only"));
     }
-    let strides: Option<Vec<i64>> = interface.get_item("strides")?.map(|strides| strides.extract()).transpose()?.flatten();
+    let strides: Option<Vec<i64>> =
+        interface.get_item("strides")?.map(|strides| strides.extract()).transpose()?.flatten();
     let len = length(&shape, strides.as_deref(), item_bytes, 1)?;
     // 1 and 2 are the default streams, as CUDA numbers them; 0 is not allowed, because it could be either.
     let stream: Option<u64> = interface.get_item("stream")?.map(|stream| stream.extract()).transpose()?.flatten();
