@@ -1,7 +1,7 @@
 //! The status socket: `.saltern/status` of the (first) directory, where a running engine tells whoever connects how it is.
 //!
 //! A stream socket, mode 0600. It gives one JSON document, [`Served`], to each connection and closes it; it reads nothing. One thread
-//! serves one after the other, and takes no more than a second for each; a document is served for [`SERVED_FOR`] before another is made,
+//! serves one after the other, and takes no more than a second for each; a document is served for a moment (`SERVED_FOR`) before another is made,
 //! so that no number of clients makes the engine describe itself more often.
 //!
 //! The owner's lock is held when it is made, so a socket that is there already is that of a dead engine, and replaced. It is made under
