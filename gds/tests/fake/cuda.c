@@ -133,9 +133,10 @@ int cuEventCreate(event **out, unsigned flags) { ENTER *out = calloc(1, sizeof *
 // Not freed: what waits for it may come later.
 int cuEventDestroy_v2(event *e) { return SUCCESS; }
 int cuEventRecord(event *e, stream *s) {
+    // The default streams (0; 1 and 2 are CU_STREAM_LEGACY and CU_STREAM_PER_THREAD) have no work here.
+    if ((unsigned long)s <= 2) s = NULL;
     ENTER e->recorded++;
     e->on = s;
-    // The default stream has no work here.
     if (s) push(s, (op){ .event = e, .number = e->recorded });
     else e->passed = e->recorded;
     LEAVE(SUCCESS)
