@@ -168,10 +168,12 @@ impl Core {
         if let Found::New(_) = self.discover().enter(keyed, || self.look(name))? {
             self.suspect([keyed.salt]);
         }
-        if let Some(counted) = counted
-            && self.index.present(keyed).is_some_and(|known| known.volume != counted.volume)
-        {
-            self.report_twin(keyed.clone(), name, counted.volume, waiting);
+        // A pass over another volume may have counted a file of it between the look and the entry.
+        let late = self.index.present(keyed).and_then(|_| self.discover().uncount(keyed));
+        for second in counted.into_iter().chain(late) {
+            if self.index.present(keyed).is_some_and(|known| known.volume != second.volume) {
+                self.report_twin(keyed.clone(), name, second.volume, waiting);
+            }
         }
         Ok(())
     }

@@ -60,6 +60,13 @@ impl Discover<'_> {
         })
     }
 
+    /// Takes back what was counted of a key that the index knows by now: its bytes are in the ledger by its entry.
+    pub(crate) fn uncount(&self, keyed: &Keyed) -> Option<Held> {
+        let counted = self.latent.take(keyed.hash(), keyed.salt);
+        self.recount(keyed.salt, counted, None);
+        counted
+    }
+
     /// Looks at the disk and enters what is there, as often as something was removed meanwhile. `counted` is what the ledger
     /// has for the object already.
     fn settle(
