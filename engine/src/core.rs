@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::absent::Absent;
 use crate::admission::Filter;
 use crate::completion::CompletionFds;
-use crate::config::Config;
+use crate::config::{Config, Durability};
 use crate::counts::Counts;
 use crate::device::attached::Attached;
 use crate::discover::{Discover, Found, Seen};
@@ -239,6 +239,22 @@ impl Core {
         let hits = sizes.iter().flatten().count();
         self.counts.lookup_hits.add(hits as u64);
         self.counts.lookup_misses.add((sizes.len() - hits) as u64);
+    }
+
+    /// What a store is told that finds an object. With `full` that is a promise, which nobody can make on a volume that has turned
+    /// read-only meanwhile: the object may be the one that the store in front of this one has failed to make durable, and to take back.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`], see above.
+    pub(crate) fn confirm(&self) -> Result<u64> {
+        if self.config.durability == Durability::Full
+            && let Some((_, volume)) = self.volumes.up().find(|(_, volume)| volume.dir.health.read_only().is_some())
+        {
+            self.counts.store_errors.add(1);
+            volume.dir.health.check(volume.dir.path())?;
+        }
+        self.counts.restores.add(1);
+        Ok(0)
     }
 
     /// The error for an object that the ledger has refused.

@@ -184,8 +184,7 @@ impl Engine {
         }
         match core.index.begin_store(&op.keyed) {
             BeginStore::Present => {
-                core.counts.restores.add(1);
-                op.part.answer((Ok(0), Some(op.buffer)));
+                op.part.answer((core.confirm(), Some(op.buffer)));
                 return 0;
             }
             // The shard will see when the key is free.

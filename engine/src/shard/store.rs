@@ -103,8 +103,7 @@ impl Shard {
             match self.core.index.begin_store(&op.keyed) {
                 BeginStore::New => {}
                 BeginStore::Present => {
-                    self.core.counts.restores.add(1);
-                    return self.answers.push(Answer::Store(op.part, Ok(0), Some(op.buffer)));
+                    return self.answers.push(Answer::Store(op.part, self.core.confirm(), Some(op.buffer)));
                 }
                 BeginStore::Busy => {
                     return self.followers.entry(op.keyed.key.clone()).or_default().push(op);
@@ -368,8 +367,8 @@ impl Shard {
         self.sync_dir();
     }
 
-    /// The name is there, but nothing says that it would survive a power cut: it goes again. Where it cannot, the object stays
-    /// and counts, as it is on disk; its caller hears of the failure all the same.
+    /// The name is there, but nothing says that it would survive a power cut, or its caller was told long ago that it is
+    /// late: it goes again. Where it cannot, the object stays and counts, as it is on disk; its caller hears of the failure all the same.
     fn take_back(&mut self, active: usize, error: Error) {
         let core = self.core.clone();
         let store = self.store_mut(active);
@@ -387,6 +386,14 @@ impl Shard {
     }
 
     fn finish_store(&mut self, active: usize) {
+        let core = self.core.clone();
+        let store = self.store_mut(active);
+        core.config.steps.at(Step::Published, &store.keyed.key);
+        // The rename or the sync has outlasted the deadline. A delete since then may have found nothing, so nothing may appear.
+        if store.part.is_expired() {
+            let deadline_ms = core.config.store_deadline.as_millis() as u64;
+            return self.take_back(active, Error::TimedOut { deadline_ms });
+        }
         self.end_store(active, Ok(()));
     }
 
@@ -396,7 +403,6 @@ impl Shard {
         self.stores.active -= 1;
         let ActiveStore { keyed, volume, part, transfer, sum, _queued, .. } = store;
         let bytes = transfer.len as u64;
-        self.core.config.steps.at(Step::Published, &keyed.key);
         self.core.volumes[volume].dir.trust.prove(keyed.hash());
         if !self.core.index.commit_store(&keyed, bytes, volume) {
             let error = self.core.volume_failed(volume);

@@ -197,6 +197,23 @@ fn a_delete_behind_a_store_that_has_its_name_deletes_it() {
     assert_books(&engine, scratch.path(), LAYOUT);
 }
 
+/// Found by the fault lab (a rename and a sync that took longer than the deadline): a delete had found nothing, and the object appeared.
+#[test]
+fn a_store_that_was_given_up_does_not_appear_later() {
+    let (scratch, engine, hold) =
+        begin_with("late-published", |config| config.store_deadline = Duration::from_millis(20));
+    hold.arm(Step::Published, &key(1));
+    let store = engine.store(vec![(key(1), payload(1, 5000).into())]);
+    hold.wait(Step::Published, &key(1));
+    assert!(matches!(done(store).results[..], [Err(Error::TimedOut { .. })]));
+    let delete = engine.delete(&[key(1)]);
+    hold.free(Step::Published, &key(1));
+    assert!(matches!(done(delete).results[..], [Err(Error::NotFound)]), "it was said that it is not stored");
+    assert_eq!(find(&engine, &key(1)), None);
+    assert!(!scratch.join(&file_name(LAYOUT, &key(1))).exists(), "its name is taken back");
+    assert_books(&engine, scratch.path(), LAYOUT);
+}
+
 #[test]
 fn a_store_during_a_delete_waits_for_it_and_stores() {
     let (scratch, engine, hold) = begin("delete-then-store");
