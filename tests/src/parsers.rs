@@ -1,6 +1,7 @@
 //! What fuzzing tries of every parser, and what replaying the corpus tries again: any bytes are taken or refused, without a
 //! panic, and what is taken is taken the same way twice.
 
+pub use saltern::fuzzing::{quotas, snapshot, stamp};
 use saltern::layout::{Decoder, detect, wire};
 use saltern::{Config, Layout};
 
@@ -11,10 +12,10 @@ pub type Parser = (&'static str, fn(&[u8]));
 pub const PARSERS: [Parser; 6] = [
     ("names", names),
     ("wire", wire_keys),
-    ("snapshot", saltern::fuzzing::snapshot),
-    ("quotas", saltern::fuzzing::quotas),
+    ("snapshot", snapshot),
+    ("quotas", quotas),
     ("config", config),
-    ("stamp", saltern::fuzzing::stamp),
+    ("stamp", stamp),
 ];
 
 /// File names, in every layout: what decodes has the name that it came from.
