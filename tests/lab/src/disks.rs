@@ -88,6 +88,7 @@ impl Cell {
         world.act(&engine, 15);
         disk.served.trouble(seed, &[self.rule]).map_err(text)?;
         world.act(&engine, cx.times(ROUNDS.0, ROUNDS.1) as u32);
+        world.date("in trouble");
         disk.served.trouble(seed, &[]).map_err(text)?;
         world.settle(&engine);
         world.lives_or_says_why(&engine);
@@ -95,6 +96,7 @@ impl Cell {
         if !is_dead {
             world.check(&engine, &dir, Layout::Fs);
         }
+        world.date(if is_dead { "after trouble, read-only" } else { "after trouble" });
         engine.close();
         disk.unmount().map_err(text)?;
         let faults = disk.served.count().map_err(text)?.0;
@@ -105,6 +107,7 @@ impl Cell {
         }
         let engine = Engine::open(self.config(&dir)).map_err(|error| format!("open again: {error}"))?;
         world.check_opened(&engine, &dir, Layout::Fs);
+        world.date(if is_dead { "mounted again after it was read-only" } else { "mounted again" });
         world.act(&engine, 5);
         world.lives_or_says_why(&engine);
         world.check(&engine, &dir, Layout::Fs);

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,7 +17,7 @@ use saltern::{Durability, Engine, Layout};
 use saltern_power::trouble::{Call, Rule, Trouble};
 use saltern_power::{Disk, FileSystem, Lab};
 use saltern_tests::kill::{Killer, Volume};
-use saltern_tests::{WAIT_MAX, config, key, payload, until};
+use saltern_tests::{WAIT_MAX, config, key, payload, put, remove, until};
 
 use crate::child::{HOLDING, KILLED};
 use crate::context::Context;
@@ -73,7 +74,7 @@ pub fn run(cx: &Context, file_system: FileSystem) -> Row {
     if let Err(error) = disk.served.trouble(cx.seed, &rules) {
         row.bad(error);
     }
-    let mut spares = 0;
+    let (mut spares, mut outlived) = (0, 0);
     for round in 0..cx.times(KILLS.0, KILLS.1) {
         let volume = volume(&root, (round / KILLS_PER_VOLUME) as usize);
         if round % KILLS_PER_VOLUME == 0 {
@@ -86,6 +87,7 @@ pub fn run(cx: &Context, file_system: FileSystem) -> Row {
         let landed = || until("nothing is on its way", || served.count().is_ok_and(|(_, held)| held == 0));
         let killed = catch_unwind(AssertUnwindSafe(|| {
             killer.kill(&volume, &mut rng, after);
+            outlived += u64::from(served.count().is_ok_and(|(_, held)| held > 0));
             killer.check(&volume, &mut rng, landed)
         }));
         match killed {
@@ -102,6 +104,10 @@ pub fn run(cx: &Context, file_system: FileSystem) -> Row {
     row.faults += disk.served.count().map_or(0, |(made, _)| made);
     if row.bad.is_empty() && (killer.acknowledged < row.cases || spares == 0) {
         row.bad(format!("the children did little: {} acknowledged, {spares} spares", killer.acknowledged));
+    }
+    eprintln!("{file_system}: {outlived} of {} killed processes had writes on their way that outlived them", row.cases);
+    if row.bad.is_empty() && outlived == 0 {
+        row.bad("no write has outlived its process");
     }
     if let Err(error) = disk.unmount() {
         row.bad(error);
@@ -124,18 +130,37 @@ fn volume(root: &Path, number: usize) -> Volume {
     }
 }
 
-/// The child: stores until it is killed.
+/// Files of this size, so many of them, are there to be overwritten: only writes into blocks that exist are the device's alone and
+/// outlive the process. A write that extends a file has a thread of the kernel's that dies with it.
+const HELD_BYTES: usize = 256 << 10;
+const HELD_FILES: u32 = 32;
+
+/// The child: says when it is ready, and when it hears a line, it overwrites spares until it is killed.
 ///
 /// # Panics
 /// When it cannot.
 pub fn hold(dir: &Path) {
     let engine = Engine::open(config(dir)).expect("open");
-    let mut n = 0;
-    loop {
-        let batch = (n..n + 16).map(|n| (key(n), payload(n.into(), 256 << 10).into())).collect();
-        let _ = engine.store(batch).wait();
-        n += 16;
+    println!("ready");
+    std::io::stdin().read_line(&mut String::new()).expect("a line");
+    let batch = (1000..1000 + HELD_FILES).map(|n| (key(n), payload(n.into(), HELD_BYTES).into())).collect();
+    let _ = engine.store(batch).wait();
+    // Not before it is killed.
+    std::thread::sleep(WAIT_MAX);
+}
+
+/// Leaves spares, which are clean for the next engine.
+fn leave_spares(dir: &Path) -> Result<(), String> {
+    let engine = Engine::open(config(dir)).map_err(|error| error.to_string())?;
+    for n in 0..HELD_FILES {
+        put(&engine, &key(n), &payload(n.into(), HELD_BYTES)).map_err(|error| error.to_string())?;
     }
+    for n in 0..HELD_FILES {
+        remove(&engine, &key(n)).map_err(|error| error.to_string())?;
+    }
+    let spares = engine.status().spares.count;
+    engine.close();
+    if spares == u64::from(HELD_FILES) { Ok(()) } else { Err(format!("{spares} spares of {HELD_FILES} files")) }
 }
 
 /// The lock of a dead process, looked at: it is held until the last of its writes has landed.
@@ -163,22 +188,34 @@ pub fn lock(cx: &Context) -> Row {
 fn look_at_lock(cx: &Context, disk: &Disk, dir: &Path) -> Result<u64, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let held = || disk.served.count().map(|(_, held)| held).map_err(|error| text(&error));
+    leave_spares(dir)?;
+    let mut child = Command::new(&cx.program)
+        .arg(HOLDING)
+        .arg(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| text(&error))?;
+    let (mut stdin, stdout) = child.stdin.take().zip(child.stdout.take()).ok_or("the child has no pipes")?;
+    BufReader::new(stdout).read_line(&mut String::new()).map_err(|error| text(&error))?;
     disk.served.trouble(cx.seed, &[delay(HELD.as_millis() as u64, 1_000_000)]).map_err(|error| text(&error))?;
-    let mut child =
-        Command::new(&cx.program).arg(HOLDING).arg(dir).stdin(Stdio::null()).spawn().map_err(|error| text(&error))?;
+    writeln!(stdin).map_err(|error| text(&error))?;
     let start = Instant::now();
     while held()? < HELD_WRITES && start.elapsed() < WAIT_MAX {
         std::thread::sleep(Duration::from_millis(1));
     }
     child.kill().and_then(|()| child.wait()).map_err(|error| text(&error))?;
     let before = held()?;
+    if before < HELD_WRITES {
+        disk.served.trouble(cx.seed, &[]).map_err(|error| text(&error))?;
+        return Err(format!("{before} writes on their way when the process was gone, not {HELD_WRITES}"));
+    }
     let path = dir.join(".saltern/lock");
     let mut file = File::open(&path).map_err(|error| text(&error))?;
     let first = Flock::lock(file, FlockArg::LockExclusiveNonblock);
     disk.served.trouble(cx.seed, &[]).map_err(|error| text(&error))?;
     file = match first {
-        Ok(_) if before >= HELD_WRITES => return Err(format!("the lock was free with {before} writes on their way")),
-        Ok(_) => return Err("the child had nothing on its way".into()),
+        Ok(_) => return Err(format!("the lock was free with {before} writes on their way")),
         Err((file, Errno::EWOULDBLOCK)) => file,
         Err((_, errno)) => return Err(errno.to_string()),
     };
@@ -204,7 +241,7 @@ fn look_at_lock(cx: &Context, disk: &Disk, dir: &Path) -> Result<u64, String> {
 /// Every file of a volume, finished or not.
 fn contents(dir: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>, String> {
     let mut found = BTreeMap::new();
-    for below in [dir.to_path_buf(), dir.join(".saltern/tmp")] {
+    for below in [dir.to_path_buf(), dir.join(".saltern/tmp"), dir.join(".saltern/spares")] {
         for entry in fs::read_dir(&below).map_err(|error| error.to_string())? {
             let path = entry.map_err(|error| error.to_string())?.path();
             if path.is_file() {

@@ -14,18 +14,13 @@ use saltern_power::FileSystem::{Ext4, Xfs};
 
 type Work = fn(&Context) -> Vec<Row>;
 
-/// Two at a time: what one waits for the other uses. Each has a thread of its own: a part may move its thread into a mount
+/// Side by side: what one waits for the others use. Each has a thread of its own: a part may move its thread into a mount
 /// namespace.
-fn pair(first: impl FnOnce() -> Row + Send, second: impl FnOnce() -> Row + Send) -> Vec<Row> {
+fn together<const N: usize>(parts: [&(dyn Fn() -> Row + Sync); N]) -> Vec<Row> {
     std::thread::scope(|scope| {
-        let both = [scope.spawn(first), scope.spawn(second)];
-        both.into_iter().map(end).collect()
+        let started = parts.map(|part| scope.spawn(part));
+        started.into_iter().map(end).collect()
     })
-}
-
-/// In a thread of its own.
-fn alone(work: impl FnOnce() -> Row + Send) -> Row {
-    std::thread::scope(|scope| end(scope.spawn(work)))
 }
 
 /// What a part has done; a panic is something bad.
@@ -39,19 +34,15 @@ fn end(thread: ScopedJoinHandle<'_, Row>) -> Row {
 
 const PARTS: [(&str, Work); 6] = [
     ("power", |cx| {
-        let mut rows = pair(|| power::matrix(cx, Ext4), || power::matrix(cx, Xfs));
-        rows.push(alone(|| power::controls(cx)));
+        let mut rows = power::matrix(cx);
+        rows.extend(together([&|| power::controls(cx)]));
         rows
     }),
-    ("kills", |cx| {
-        let mut rows = pair(|| kills::run(cx, Ext4), || kills::run(cx, Xfs));
-        rows.push(alone(|| kills::lock(cx)));
-        rows
-    }),
-    ("errors", |cx| pair(|| errors::run(cx), || disks::run(cx))),
-    ("resources", |cx| vec![alone(|| resources::run(cx))]),
-    ("hostile", |cx| vec![alone(|| hostile::run(cx))]),
-    ("soak", |cx| vec![alone(|| soak::run(cx))]),
+    ("kills", |cx| together([&|| kills::run(cx, Ext4), &|| kills::run(cx, Xfs), &|| kills::lock(cx)])),
+    ("errors", |cx| together([&|| errors::run(cx), &|| disks::run(cx)])),
+    ("resources", |cx| together([&|| resources::run(cx)])),
+    ("hostile", |cx| together([&|| hostile::run(cx)])),
+    ("soak", |cx| together([&|| soak::run(cx)])),
 ];
 
 fn number(variable: &str) -> Option<u64> {

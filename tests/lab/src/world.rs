@@ -1,7 +1,7 @@
 //! A caller of the engine that knows what must be true: stores, deletes and loads at random, by seed, and a model that the
 //! answers are held against. Answers may be errors; what they must not be is wrong.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,9 @@ const PROBE: u32 = 1 << 20;
 
 /// Stores that may fail before the engine has to say what is wrong.
 const PROBES: u32 = 20;
+
+/// Answers that are remembered of an object.
+const PAST: usize = 8;
 
 /// What is known of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,11 +43,17 @@ pub struct Tolerance {
 /// See the module.
 pub struct World {
     known: BTreeMap<u32, Known>,
+    /// What was last answered of each, for who has to explain something bad.
+    past: BTreeMap<u32, VecDeque<String>>,
+    /// Present, as a load has found, but not acknowledged: their stores have failed.
+    unpromised: BTreeSet<u32>,
     keys: u32,
     rng: StdRng,
     tolerance: Tolerance,
     /// What must not be.
     pub bad: Vec<String>,
+    /// Of these, so many say when it was.
+    dated: usize,
     /// Answers, and errors among them.
     pub answers: (u64, u64),
     /// The slowest load since somebody looked, and all of them.
@@ -56,12 +65,29 @@ impl World {
     pub fn new(seed: u64, keys: u32, tolerance: Tolerance) -> Self {
         let known = (0..keys).map(|n| (n, Known::Absent)).collect();
         let rng = StdRng::seed_from_u64(seed);
-        Self { known, keys, rng, tolerance, bad: Vec::new(), answers: (0, 0), load_times: Vec::new() }
+        Self {
+            known,
+            past: BTreeMap::new(),
+            unpromised: BTreeSet::new(),
+            keys,
+            rng,
+            tolerance,
+            bad: Vec::new(),
+            dated: 0,
+            answers: (0, 0),
+            load_times: Vec::new(),
+        }
     }
 
     /// Whether it makes sense to go on.
     fn is_over(&self) -> bool {
         self.bad.len() > 20
+    }
+
+    /// Says of what was bad since the last time when that was.
+    pub fn date(&mut self, when: &str) {
+        self.bad[self.dated..].iter_mut().for_each(|bad| *bad = format!("{when}: {bad}"));
+        self.dated = self.bad.len();
     }
 
     fn report<R>(&mut self, what: &str, mut ticket: Ticket<R>) -> Option<R> {
@@ -101,14 +127,26 @@ impl World {
         }
     }
 
-    fn count(&mut self, is_error: bool) {
+    fn note(&mut self, n: u32, what: &str, result: &Result<u64, Error>) {
         self.answers.0 += 1;
-        self.answers.1 += u64::from(is_error);
+        self.answers.1 += u64::from(result.is_err());
+        let past = self.past.entry(n).or_default();
+        if past.len() == PAST {
+            past.pop_front();
+        }
+        past.push_back(match result {
+            Ok(bytes) => format!("{what}: {bytes}"),
+            Err(error) => format!("{what}: {error}"),
+        });
+    }
+
+    fn past(&self, n: u32) -> String {
+        self.past.get(&n).map(|past| past.iter().cloned().collect::<Vec<_>>().join(" | ")).unwrap_or_default()
     }
 
     fn stored(&mut self, n: u32, result: &Result<u64, Error>) {
         let known = self.known[&n];
-        self.count(result.is_err());
+        self.note(n, "store", result);
         let is_known = known == Known::Present && !self.tolerance.evicts;
         let now = match result {
             Ok(0) if known == Known::Absent && size(n) > 0 => {
@@ -119,7 +157,10 @@ impl World {
                 self.bad.push(format!("{n} was {known:?}, and its store says {stored} of {} bytes", size(n)));
                 Known::Present
             }
-            Ok(_) => Known::Present,
+            Ok(_) => {
+                self.unpromised.remove(&n);
+                Known::Present
+            }
             Err(Error::Full { .. } | Error::OverQuota { .. } | Error::QueueFull { .. }) => known,
             Err(_) if known == Known::Present => known,
             Err(_) => Known::Unclear,
@@ -129,7 +170,7 @@ impl World {
 
     fn deleted(&mut self, n: u32, result: &Result<u64, Error>) {
         let known = self.known[&n];
-        self.count(result.is_err());
+        self.note(n, "delete", result);
         let now = match result {
             Ok(_) if known == Known::Absent => {
                 self.bad.push(format!("{n} was absent, and was deleted"));
@@ -148,20 +189,23 @@ impl World {
 
     fn loaded(&mut self, n: u32, result: Result<u64, Error>, buffer: Option<&[u8]>) {
         let known = self.known[&n];
-        self.count(result.is_err());
+        self.note(n, "load", &result);
         let now = match result {
             Ok(_) => {
                 if buffer != Some(&bytes(n)[..]) {
                     self.bad.push(format!("WRONG BYTES under {n}"));
                 }
+                if known == Known::Unclear {
+                    self.unpromised.insert(n);
+                }
                 if known == Known::Absent {
-                    self.bad.push(format!("{n} was deleted, and is back"));
+                    self.bad.push(format!("{n} was deleted, and is back; {}", self.past(n)));
                 }
                 Known::Present
             }
             Err(Error::NotFound) => {
                 if known == Known::Present && !self.tolerance.evicts {
-                    self.bad.push(format!("{n} was acknowledged, and is gone"));
+                    self.bad.push(format!("{n} was acknowledged, and is gone; {}", self.past(n)));
                 }
                 Known::Absent
             }
@@ -272,8 +316,8 @@ impl World {
 
     /// The file system was mounted again after a failure: what was not durable may be lost, and deletes, which never are, undone.
     pub fn lose(&mut self, is_durable: bool) {
-        for known in self.known.values_mut() {
-            if *known != Known::Present || !is_durable {
+        for (n, known) in &mut self.known {
+            if *known != Known::Present || !is_durable || self.unpromised.contains(n) {
                 *known = Known::Unclear;
             }
         }

@@ -25,8 +25,6 @@ const LATER_OBJECTS: u64 = 8;
 /// The findings on one image, each as text.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// Whether an engine was opened on it.
-    pub opened: bool,
     /// Objects found.
     pub objects: usize,
     /// Files with an object's name and other bytes.
