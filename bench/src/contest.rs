@@ -1,5 +1,10 @@
 //! The rounds of a phase: the ceiling, then the engine and the baselines with the same objects and the same memory, each
 //! time beginning with another one.
+//!
+//! Whoever writes has finished when it is on the device: a `syncfs` belongs to the time of a round, of everybody, the ceiling
+//! included. A device takes the first bytes into its cache (of a virtual disk: the host's memory) several times as fast as it can
+//! go on, and a round is short; a cache that is full writes for hours. Without that, a round would also charge whoever
+//! syncs, as the engine has to, for what the others leave to the time after their turn.
 
 use crate::ceiling::Kind;
 use crate::error::Result;
@@ -66,7 +71,12 @@ impl Contest {
                 stage.settle()?;
             }
             let tally = if who == 0 { &mut self.own } else { &mut self.baselines[who - 1] };
-            let timed = stage.run(who, order, steps, &mut tally.problems)?;
+            let mut timed = stage.run(who, order, steps, &mut tally.problems)?;
+            if steps.iter().any(|step| *step != Step::Load) {
+                let settling = stage.settle()?;
+                tally.settle_seconds += settling.seconds;
+                timed.spent += settling;
+            }
             rates[who] = timed.bytes as f64 / timed.spent.seconds;
             tally.add_timed(&timed);
             if let Some(ceiling) = ceiling {

@@ -218,8 +218,11 @@ pub struct PhaseResult {
     pub depth: usize,
     /// Slices that the timed part was cut into, with the ceiling measured between them.
     pub rounds: usize,
-    /// Wall time of the timed part.
+    /// Wall time of the timed part. Where objects are stored, it ends when they are on the device (`syncfs` after each round).
     pub seconds: f64,
+    /// The part of `seconds` from the last completed operation of each round on, until everything was on the device.
+    #[serde(default)]
+    pub settle_seconds: f64,
     /// Payload throughput; null where no payload moves.
     pub mib_per_s: Option<f64>,
     /// Objects (lookup: keys) a second.

@@ -14,7 +14,7 @@ use crate::arena::{Arena, ArenaEngine};
 use crate::baselines::{self, Baseline};
 use crate::ceiling::{Kind, Memory, Rig, Sample};
 use crate::error::{Error, Result};
-use crate::meter::round;
+use crate::meter::{Meter, Spent, round};
 use crate::options::Options;
 use crate::payload::mix;
 use crate::plan::SizePlan;
@@ -133,11 +133,18 @@ impl<'a> Stage<'a> {
     }
 
     /// Measures the ceiling with as many objects as the round beside it has. What is waiting to be written, from
-    /// earlier rounds, is written before.
+    /// earlier rounds, is written before; what it writes itself belongs to its time, as it does for everybody.
     pub(crate) fn ceiling(&mut self, kind: Kind, objects: usize) -> Result<Ceiling> {
         self.settle()?;
-        let reused = self.sample(kind, Memory::Reused, objects)?;
-        Ok(Ceiling { spread: self.sample(kind, Memory::Spread, objects)?, reused })
+        let mut measure = |memory| -> Result<Sample> {
+            let mut sample = self.sample(kind, memory, objects)?;
+            if kind != Kind::Read {
+                sample.spent += self.settle()?;
+            }
+            Ok(sample)
+        };
+        let reused = measure(Memory::Reused)?;
+        Ok(Ceiling { spread: measure(Memory::Spread)?, reused })
     }
 
     fn sample(&mut self, kind: Kind, memory: Memory, objects: usize) -> Result<Sample> {
@@ -150,10 +157,12 @@ impl<'a> Stage<'a> {
         self.rig.run(self.file, kind, memory, offsets, self.hooks.cancel)
     }
 
-    /// Waits until the file system has nothing left to write.
-    pub(crate) fn settle(&self) -> Result<()> {
+    /// Waits until file system and device have nothing left to write; gives what that took.
+    pub(crate) fn settle(&self) -> Result<Spent> {
         let dir = std::fs::File::open(&self.config.dir).map_err(|error| Error::io("open", &self.config.dir, error))?;
-        syncfs(&dir).map_err(|errno| Error::io("syncfs", &self.config.dir, errno))
+        let meter = Meter::process();
+        syncfs(&dir).map_err(|errno| Error::io("syncfs", &self.config.dir, errno))?;
+        Ok(meter.stop())
     }
 
     /// From now on the capacity is what is stored, and room for the stores in flight, whose victims may still be there

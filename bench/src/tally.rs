@@ -55,6 +55,8 @@ pub(crate) struct Ceiling {
 pub(crate) struct Tally {
     object_bytes: usize,
     spent: Spent,
+    /// The part of that until everything was on the device.
+    pub(crate) settle_seconds: f64,
     latencies: Latencies,
     /// Of the loads among the operations.
     loads: Latencies,
@@ -71,6 +73,7 @@ impl Tally {
         Self {
             object_bytes,
             spent: Spent::default(),
+            settle_seconds: 0.0,
             latencies: Latencies::new(),
             loads: Latencies::new(),
             operations: 0,
@@ -131,6 +134,7 @@ impl Tally {
             depth,
             rounds,
             seconds: round(self.spent.seconds, 6),
+            settle_seconds: round(self.settle_seconds, 6),
             mib_per_s: mib_per_s(own),
             objects_per_s: round(self.operations as f64 / self.spent.seconds.max(1e-9), 1),
             latency_us: self.latencies.summary(),
