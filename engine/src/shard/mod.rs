@@ -588,7 +588,9 @@ impl Shard {
         let class = self.actives[active].class();
         let transfer = self.actives[active].transfer();
         transfer.end();
-        if transfer.is_done() {
+        if transfer.waits_for_turn() {
+            self.lane(class).ready.push_back(active);
+        } else if transfer.is_done() {
             if transfer.error.is_some() {
                 // A piece has failed with others still to be asked for: its number is another object's soon.
                 self.lane(class).ready.retain(|waiting| *waiting != active);

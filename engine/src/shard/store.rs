@@ -32,6 +32,10 @@ use crate::sys::{remove_attribute, set_attribute, stat_fd};
 use crate::ticket::Part;
 use crate::volume::{Holding, Parent, Volume};
 
+/// A new file is written in pieces of so many segments, one after the other: a write that allocates holds the file's lock, and
+/// others of the same file would only wait for it, each in a kernel worker of its own.
+const NEW_FILE_SEGMENTS: usize = 4;
+
 /// Names of unfinished stores that may be taken, one after the other, by what is not ours.
 const TAKEN_MAX: u32 = 1000;
 
@@ -137,7 +141,10 @@ impl Shard {
                 let (grid, may_be_direct) =
                     (self.grids[volume], sum.is_none() && self.core.volumes[volume].dir.is_direct());
                 let StoreOp { keyed, name, buffer, part, _queued, .. } = op;
-                let transfer = Transfer::new(self.devices.target(buffer, lane, may_be_direct, grid), fd, grid);
+                let mut transfer = Transfer::new(self.devices.target(buffer, lane, may_be_direct, grid), fd, grid);
+                if matches!(from, Holding::Temp(_)) {
+                    transfer = transfer.in_turn(NEW_FILE_SEGMENTS * grid.segment);
+                }
                 self.activate_store(ActiveStore { keyed, name, volume, from, old_bytes, part, transfer, sum, _queued });
             }
             Err(error) => self.fail_store(&op.keyed, op.volume, op.part, error, bytes, Some(op.buffer)),

@@ -52,6 +52,8 @@ pub(super) struct Transfer {
     pub(super) len: usize,
     /// What its file's volume asks of pieces.
     pub(super) grid: Grid,
+    /// Its pieces go one after the other, and are so long.
+    in_turn: Option<usize>,
     issued: usize,
     in_flight: usize,
     pub(super) error: Option<Error>,
@@ -63,13 +65,21 @@ impl Transfer {
             Target::Host(buffer) => buffer.len(),
             Target::Device(device) => device.len(),
         };
-        Self { target, fd, len, grid, issued: 0, in_flight: 0, error: None }
+        Self { target, fd, len, grid, in_turn: None, issued: 0, in_flight: 0, error: None }
+    }
+
+    /// Of a new file: pieces of at most `segment` bytes, one after the other.
+    pub(super) fn in_turn(mut self, segment: usize) -> Self {
+        if matches!(self.target, Target::Host(_)) {
+            self.in_turn = Some(segment);
+        }
+        self
     }
 
     /// The next piece to be asked of the kernel; `None` when there is none left, or one has failed.
     pub(super) fn next(&self) -> Option<Piece> {
         let grid = self.grid;
-        if self.issued == self.len || self.error.is_some() {
+        if self.issued == self.len || self.error.is_some() || (self.in_turn.is_some() && self.in_flight > 0) {
             return None;
         }
         let offset = self.issued;
@@ -77,10 +87,10 @@ impl Transfer {
             Target::Host(buffer) => buffer,
             Target::Device(device) => return Some(device.piece(offset)),
         };
-        let len = (self.len - offset).min(grid.segment);
+        let len = (self.len - offset).min(self.in_turn.unwrap_or(grid.segment));
         let tail = len % grid.offset_align;
         if !buffer.is_aligned(offset, grid.mem_align) || len == tail {
-            return Some(Piece { offset, len, bounce: true });
+            return Some(Piece { offset, len: len.min(grid.segment), bounce: true });
         }
         Some(Piece { offset, len: len - tail, bounce: false })
     }
@@ -92,6 +102,11 @@ impl Transfer {
 
     pub(super) fn end(&mut self) {
         self.in_flight -= 1;
+    }
+
+    /// Whether the piece that has ended lets the next one go.
+    pub(super) fn waits_for_turn(&self) -> bool {
+        self.in_turn.is_some() && self.next().is_some()
     }
 
     /// Whether nothing is in flight and nothing will be.

@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
+use nix::fcntl::{AT_FDCWD, FallocateFlags, Flock, OFlag, OpenHow, ResolveFlag, fallocate, openat, openat2, renameat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -48,6 +48,10 @@ pub(crate) const SPARES_DIR: &str = "spares";
 /// which never overwrites in place, it is not.
 const RECYCLING: [&str; 2] = ["ext4", "xfs"];
 
+/// File systems on which a direct write into blocks that were allocated before costs less CPU than one that allocates: 15 to 30% of a
+/// store on ext4, nothing on xfs.
+const PREALLOCATING: [&str; 1] = ["ext4"];
+
 const DIR_MODE: Mode = Mode::S_IRWXU;
 pub(super) const FILE_MODE: Mode = Mode::S_IRUSR.union(Mode::S_IWUSR);
 const OPEN_DIR: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
@@ -63,6 +67,7 @@ pub(crate) struct Directory {
     quarantine: Quarantine,
     recycles: bool,
     writes_zeroes: bool,
+    preallocates: bool,
     medium: Medium,
     lock: Flock<std::fs::File>,
     identity: (u64, u64),
@@ -122,6 +127,7 @@ impl Directory {
             layout: config.layout,
             recycles: config.spare_bytes > 0 && RECYCLING.contains(&medium.file_system.as_str()),
             writes_zeroes: config.write_zeroes && medium.writes_zeroes,
+            preallocates: medium.direct.is_on && PREALLOCATING.contains(&medium.file_system.as_str()),
             path,
             dir,
             temp,
@@ -319,11 +325,14 @@ impl Directory {
     pub(crate) fn create_temp(&self, temp: &str, bytes: u64) -> Result<OwnedFd, Errno> {
         let flags = self.io_flags() | OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
         let fd = openat(&self.temp, temp, flags, FILE_MODE)?;
-        if self.writes_zeroes
-            && bytes > 0
-            && let Err(errno @ (Errno::ENOSPC | Errno::EDQUOT)) = write_zeroes(fd.as_fd(), bytes)
-        {
-            // Any other error only means that the writes allocate.
+        let given = match bytes {
+            0 => Ok(()),
+            _ if self.writes_zeroes => write_zeroes(fd.as_fd(), bytes),
+            _ if self.preallocates => fallocate(&fd, FallocateFlags::empty(), 0, bytes as i64),
+            _ => Ok(()),
+        };
+        // Any other error only means that the writes allocate.
+        if let Err(errno @ (Errno::ENOSPC | Errno::EDQUOT)) = given {
             let _ = unlinkat(&self.temp, temp, UnlinkatFlags::NoRemoveDir);
             return Err(errno);
         }
