@@ -19,9 +19,11 @@ use crate::signals::cancel_flag;
 #[command(after_help = "\
 A scratch directory saltern-bench-XXXXXX is made in --dir, and removed at the end, also after errors and Ctrl-C (a second \
 Ctrl-C does not wait for that). The ceiling is what the same device does with one preallocated file, at the same object \
-size and depth, measured between the rounds of each phase: random overwrites for fresh and steady, random reads for load, both for mixed.
+size and depth, measured between the rounds of each phase: random overwrites for fresh and steady, random reads for load, both for mixed. \
+Rounds that store end when everything is on the device (syncfs), the ceiling's as well: what a device takes into its cache at first says \
+nothing about a cache that is full and stores for hours.
 
-On ext4, leave a minute between two runs: making files soon after many were deleted is several times slower there.
+On ext4 without a journal, leave a minute between two runs: making files soon after many were deleted is several times slower there.
 
 Exit codes: 0 no errors; 1 it could not run; 2 wrong usage; 3 it ran, and operations failed or bytes were wrong; 130 interrupted.")]
 pub(crate) struct Args {

@@ -120,7 +120,7 @@ fn table(page: &mut String, report: &Report) {
     ];
     page.push_str(
         "<h2>Figures</h2>\n<p>Ratio: the median over the rounds of throughput by ceiling; latencies are those \
-                   of all operations of a phase.</p>\n<div class=\"scroll\"><table><tr>",
+                   of all operations of a phase. Rounds that store end when everything is on the device, the ceiling's as well.</p>\n<div class=\"scroll\"><table><tr>",
     );
     columns.iter().for_each(|column| page.push_str(&format!("<th>{column}</th>")));
     page.push_str("</tr>\n");
