@@ -140,7 +140,7 @@ impl Actor {
     fn delete(&mut self, world: &mut World) -> bool {
         match self.at {
             1 => {
-                let Ok(Held { bytes, .. }) = world.index.begin_delete(&world.keyed) else { return true };
+                let Ok(Held { bytes, .. }) = world.index.begin_delete(&world.keyed, true) else { return true };
                 assert_eq!((world.pins, world.loads), (0, 0), "something in use is deleted");
                 self.bytes = bytes;
             }

@@ -18,6 +18,7 @@ mod locked;
 mod lost;
 mod order;
 mod page;
+mod partition;
 mod victims;
 #[cfg(test)]
 mod weight;
@@ -30,11 +31,10 @@ use crossbeam::utils::CachePadded;
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
-use crate::config::VOLUMES_MAX;
 use crate::error::{Error, Result};
 use crate::events::{EventKind, Hub};
 use crate::eviction::PolicyKind;
-use crate::key::{ChunkHash, ObjectKey, Scope};
+use crate::key::{ObjectKey, Scope};
 use crate::ledger::{Ledger, SaltId};
 pub(crate) use hints::Sight;
 pub(crate) use order::Whose;
@@ -42,6 +42,8 @@ use order::{Change, Order};
 pub(crate) use victims::{Found, Victim};
 
 pub(crate) use self::page::Place;
+pub(crate) use self::partition::Held;
+use self::partition::{Entry, Origin, Partition, State};
 
 /// Locks of the index; enough that callers and shards rarely meet. A power of two.
 const PARTITIONS: usize = 64;
@@ -81,141 +83,6 @@ impl Keyed {
 /// The hash that stands for a key in this process.
 pub(crate) fn hash_of(key: &ObjectKey) -> u64 {
     key.chunk_hash().hash64(key.scope().hash64())
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Storing,
-    /// The snapshot says that it is there, and nobody has looked yet; see `hints.rs`.
-    Hinted,
-    Present,
-    /// On its way out: answers nothing, and goes when the last load has ended.
-    Doomed,
-}
-
-struct Entry {
-    hash: u64,
-    chunk: ChunkHash,
-    bytes: u64,
-    /// Last use, in nanoseconds since 1970; the file's time where it was recovered.
-    used_ns: u64,
-    scope: u32,
-    pins: u32,
-    lease: u32,
-    loads: u16,
-    state: State,
-    origin: Origin,
-}
-
-/// Where an object's file is, and whether it was found there, not stored. One byte: an entry is paid a million times.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Origin(u8);
-
-impl Origin {
-    const FOUND: u8 = 1 << 7;
-
-    fn stored(volume: usize) -> Self {
-        Self(volume as u8)
-    }
-
-    fn found(volume: usize) -> Self {
-        Self(volume as u8 | Self::FOUND)
-    }
-
-    fn volume(self) -> usize {
-        usize::from(self.0 & !Self::FOUND)
-    }
-
-    fn is_found(self) -> bool {
-        self.0 & Self::FOUND != 0
-    }
-}
-
-const _: () = assert!(VOLUMES_MAX <= Origin::FOUND as usize);
-
-/// An object that is held for its caller: its size, and the volume that has its file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Held {
-    pub(crate) bytes: u64,
-    pub(crate) volume: usize,
-}
-
-const _: () = assert!(size_of::<Entry>() <= 88, "an entry is paid a million times");
-
-#[derive(Default)]
-struct Partition {
-    table: HashTable<u32>,
-    entries: Vec<Entry>,
-    free: Vec<u32>,
-    /// Changes with every removal, so that what was seen on disk before it is not entered after it.
-    epoch: u64,
-    /// Whether the lists of eviction are told of changes.
-    is_ordered: bool,
-}
-
-impl Partition {
-    fn find(&self, hash: u64, scope: u32, chunk: &ChunkHash) -> Option<u32> {
-        let entries = &self.entries;
-        self.table
-            .find(hash, |slot| {
-                let entry = &entries[*slot as usize];
-                entry.hash == hash && entry.scope == scope && entry.chunk == *chunk
-            })
-            .copied()
-    }
-
-    fn get(&mut self, keyed: &Keyed) -> Option<&mut Entry> {
-        let slot = self.slot(keyed)?;
-        Some(&mut self.entries[slot as usize])
-    }
-
-    fn slot(&self, keyed: &Keyed) -> Option<u32> {
-        self.find(keyed.hash, keyed.scope, keyed.key.chunk_hash())
-    }
-
-    fn insert(&mut self, entry: Entry) -> u32 {
-        let hash = entry.hash;
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.entries[slot as usize] = entry;
-                slot
-            }
-            None => {
-                if self.entries.len() == self.entries.capacity() {
-                    // An eighth instead of double: a million entries are held, not copied often.
-                    self.entries.reserve_exact((self.entries.len() / 8).max(64));
-                }
-                self.entries.push(entry);
-                (self.entries.len() - 1) as u32
-            }
-        };
-        let entries = &self.entries;
-        self.table.insert_unique(hash, slot, |slot| entries[*slot as usize].hash);
-        slot
-    }
-
-    fn remove(&mut self, keyed: &Keyed) -> Option<(u64, bool)> {
-        let slot = self.slot(keyed)?;
-        let (bytes, _) = self.vacate(slot);
-        Some((bytes, self.entries[slot as usize].state == State::Doomed))
-    }
-
-    /// Whether a slot holds an entry, not what is left of one.
-    fn is_taken(&self, slot: u32) -> bool {
-        self.table.find(self.entries[slot as usize].hash, |other| *other == slot).is_some()
-    }
-
-    /// Takes an entry out; gives its bytes and its scope.
-    fn vacate(&mut self, slot: u32) -> (u64, u32) {
-        let hash = self.entries[slot as usize].hash;
-        if let Ok(found) = self.table.find_entry(hash, |other| *other == slot) {
-            found.remove();
-        }
-        self.free.push(slot);
-        self.epoch += 1;
-        let entry = &self.entries[slot as usize];
-        (entry.bytes, entry.scope)
-    }
 }
 
 /// A scope, and the number that the ledger gave its salt.
@@ -489,15 +356,18 @@ impl Index {
         }
     }
 
-    /// Takes an object out of sight, to be deleted.
+    /// Takes an object out of sight, to be deleted. Listeners hear of one that is not there, once it `is_whole` knowledge: that the disk
+    /// has been asked, or need not be.
     ///
     /// # Errors
     /// [`Error::NotFound`], and [`Error::Pinned`] when it is pinned or being loaded.
-    pub(crate) fn begin_delete(&self, keyed: &Keyed) -> Result<Held> {
+    pub(crate) fn begin_delete(&self, keyed: &Keyed, is_whole: bool) -> Result<Held> {
         let now = self.now_ticks();
         let mut partition = self.partition(keyed.hash);
         let Some(slot) = partition.slot(keyed) else {
-            self.hub.push(EventKind::Absent, 0, || keyed.key.clone());
+            if is_whole {
+                self.hub.push(EventKind::Absent, 0, || keyed.key.clone());
+            }
             return Err(Error::NotFound);
         };
         let entry = &partition.entries[slot as usize];
@@ -614,16 +484,6 @@ impl Index {
     /// Number of objects in the index, hints among them.
     pub(crate) fn objects(&self) -> u64 {
         self.objects.load(Ordering::Relaxed)
-    }
-}
-
-impl Entry {
-    fn held(&self) -> Held {
-        Held { bytes: self.bytes, volume: self.origin.volume() }
-    }
-
-    fn live_pins(&self, now: u32) -> u32 {
-        if self.lease.wrapping_sub(now) as i32 > 0 { self.pins } else { 0 }
     }
 }
 

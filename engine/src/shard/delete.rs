@@ -29,10 +29,11 @@ impl Shard {
     }
 
     fn try_delete(&mut self, keyed: &Keyed, name: &str) -> Result<u64> {
-        let mut begun = self.core.index.begin_delete(keyed);
-        if matches!(begun, Err(Error::NotFound)) && !self.core.index_is_whole() {
+        let is_whole = self.core.index_is_whole();
+        let mut begun = self.core.index.begin_delete(keyed, is_whole);
+        if matches!(begun, Err(Error::NotFound)) && !is_whole {
             self.core.ask_disk(keyed, name)?;
-            begun = self.core.index.begin_delete(keyed);
+            begun = self.core.index.begin_delete(keyed, true);
         }
         let held = begun?;
         match self.take_name_away(keyed, name, held.volume) {
