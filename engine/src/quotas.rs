@@ -24,15 +24,13 @@ use parking_lot::Mutex;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::integrity::checksum;
 use crate::key::check_salt;
-use crate::saved;
+use crate::saved::{self, Envelope};
 use crate::sys::stat_at;
 use crate::volume::{Directory, STATE_DIR, Volumes, open_dir};
 
 const FILE: &str = "quotas";
-const MAGIC: &str = "saltern quotas, version ";
-const VERSION: u32 = 1;
+const ENVELOPE: Envelope = Envelope { magic: "saltern quotas, version ", version: 1 };
 
 /// Longest file that is read: a million salts of the longest kind.
 const FILE_BYTES_MAX: u64 = 1 << 30;
@@ -91,25 +89,12 @@ fn write_to(state: &OwnedFd, dir: &Path, quotas: &Quotas) -> Result<()> {
 fn render(quotas: &Quotas) -> String {
     let mut body = serde_json::to_string_pretty(quotas).expect("text and numbers are JSON");
     body.push('\n');
-    format!("{MAGIC}{VERSION}, crc64 {:016x}\n{body}", checksum(body.as_bytes()))
+    ENVELOPE.seal(&body)
 }
 
 /// Reads a file's contents; the error says what is wrong with them.
 fn parse(contents: &[u8]) -> Result<Quotas, String> {
-    let text = std::str::from_utf8(contents).map_err(|_| "not text")?;
-    let (head, body) = text.split_once('\n').ok_or("cut short")?;
-    let (version, sum) = head
-        .strip_prefix(MAGIC)
-        .and_then(|rest| rest.split_once(", crc64 "))
-        .ok_or_else(|| format!("does not begin with {MAGIC:?}"))?;
-    let version: u32 = version.parse().map_err(|_| format!("version {version:?} is no number"))?;
-    if version != VERSION {
-        return Err(format!("version {version}, this program knows version {VERSION}"));
-    }
-    if u64::from_str_radix(sum, 16).ok() != Some(checksum(body.as_bytes())) {
-        return Err("wrong checksum".into());
-    }
-    let quotas: Quotas = serde_json::from_str(body).map_err(|error| error.to_string())?;
+    let quotas: Quotas = serde_json::from_str(ENVELOPE.open(contents)?).map_err(|error| error.to_string())?;
     quotas.keys().try_for_each(|salt| check_salt(salt)).map_err(|error| error.to_string())?;
     Ok(quotas)
 }
@@ -236,7 +221,7 @@ mod tests {
         let newer = String::from_utf8_lossy(VALID).replace("version 1", "version 2");
         assert!(parse(newer.as_bytes()).unwrap_err().contains("version 2"));
         let body = "{\"a@b\": 1}\n";
-        let forbidden = format!("{MAGIC}1, crc64 {:016x}\n{body}", checksum(body.as_bytes()));
+        let forbidden = ENVELOPE.seal(body);
         assert!(parse(forbidden.as_bytes()).unwrap_err().contains('@'));
     }
 

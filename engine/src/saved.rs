@@ -1,4 +1,4 @@
-//! Small files of the engine's own in `.saltern/`: read whole, replaced whole.
+//! Small files of the engine's own in `.saltern/`: read whole, replaced whole. Those that are text have one [`Envelope`].
 //!
 //! A file is replaced in this order, so that a crash leaves the old one or the new one:
 //! 1. `NAME.new` is made anew (what an earlier crash left there is removed), written and synced;
@@ -14,6 +14,7 @@ use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 
+use crate::integrity::checksum;
 use crate::sys::stat_fd;
 
 const OPEN: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK);
@@ -66,6 +67,45 @@ pub(crate) fn replace(
         let _ = remove(dir, &new);
     }
     written
+}
+
+/// The first line of a text file, which says what it is and vouches for the rest:
+///
+/// ```text
+/// saltern quotas, version 1, crc64 3a1f...        CRC-64/NVME of the rest, 16 hexadecimal digits
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Envelope {
+    /// How the line begins, up to the version.
+    pub(crate) magic: &'static str,
+    /// The version that this program writes, and the only one that it reads.
+    pub(crate) version: u32,
+}
+
+impl Envelope {
+    /// The whole file.
+    pub(crate) fn seal(self, body: &str) -> String {
+        let Self { magic, version } = self;
+        format!("{magic}{version}, crc64 {:016x}\n{body}", checksum(body.as_bytes()))
+    }
+
+    /// What follows the line; the error says what is wrong with the file.
+    pub(crate) fn open(self, contents: &[u8]) -> Result<&str, String> {
+        let text = std::str::from_utf8(contents).map_err(|_| "not text")?;
+        let (head, body) = text.split_once('\n').ok_or("cut short")?;
+        let (version, sum) = head
+            .strip_prefix(self.magic)
+            .and_then(|rest| rest.split_once(", crc64 "))
+            .ok_or_else(|| format!("does not begin with {:?}", self.magic))?;
+        let version: u32 = version.parse().map_err(|_| format!("version {version:?} is no number"))?;
+        if version != self.version {
+            return Err(format!("version {version}, this program knows version {}", self.version));
+        }
+        if u64::from_str_radix(sum, 16).ok() != Some(checksum(body.as_bytes())) {
+            return Err("wrong checksum".into());
+        }
+        Ok(body)
+    }
 }
 
 fn remove(dir: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {

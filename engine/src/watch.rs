@@ -176,58 +176,53 @@ pub struct ShardQueues {
 pub(crate) struct ShardWatch {
     pub(crate) store: Latency,
     pub(crate) load: Latency,
-    queues: [AtomicU64; QUEUES],
+    told: Told,
 }
-
-/// All of [`ShardQueues`] but the mailbox, which tells itself.
-const QUEUES: usize = 9;
 
 impl ShardWatch {
     /// What the shard has now. Called by its thread, once a turn.
     pub(crate) fn tell(&self, now: ShardQueues) {
-        let values = [
-            now.waiting_loads,
-            now.waiting_stores,
-            now.waiting_deletes,
-            now.waiting_evictions,
-            now.active_loads,
-            now.active_stores,
-            now.requests_in_flight,
-            now.load_bytes_in_flight,
-            now.store_bytes_in_flight,
-        ];
-        for (queue, value) in self.queues.iter().zip(values) {
-            queue.store(value, Ordering::Relaxed);
-        }
+        self.told.set(now);
     }
 
     /// What the shard had when it told the last time.
     pub(crate) fn queues(&self, mailbox: u64) -> ShardQueues {
-        let [
-            waiting_loads,
-            waiting_stores,
-            waiting_deletes,
-            waiting_evictions,
-            active_loads,
-            active_stores,
-            requests_in_flight,
-            load_bytes_in_flight,
-            store_bytes_in_flight,
-        ] = self.queues.each_ref().map(|queue| queue.load(Ordering::Relaxed));
-        ShardQueues {
-            mailbox,
-            waiting_loads,
-            waiting_stores,
-            waiting_deletes,
-            waiting_evictions,
-            active_loads,
-            active_stores,
-            requests_in_flight,
-            load_bytes_in_flight,
-            store_bytes_in_flight,
-        }
+        self.told.get(mailbox)
     }
 }
+
+/// All of [`ShardQueues`] but the mailbox, which tells itself: a new one is named here, or does not compile.
+macro_rules! told {
+    ($($queue:ident),*) => {
+        #[derive(Default)]
+        struct Told {
+            $($queue: AtomicU64,)*
+        }
+
+        impl Told {
+            fn set(&self, now: ShardQueues) {
+                let ShardQueues { mailbox: _, $($queue),* } = now;
+                $(self.$queue.store($queue, Ordering::Relaxed);)*
+            }
+
+            fn get(&self, mailbox: u64) -> ShardQueues {
+                ShardQueues { mailbox, $($queue: self.$queue.load(Ordering::Relaxed)),* }
+            }
+        }
+    };
+}
+
+told!(
+    waiting_loads,
+    waiting_stores,
+    waiting_deletes,
+    waiting_evictions,
+    active_loads,
+    active_stores,
+    requests_in_flight,
+    load_bytes_in_flight,
+    store_bytes_in_flight
+);
 
 /// How long lookups took; by callers and by the thread that asks the disk.
 #[derive(Default)]

@@ -17,12 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use super::directory::{Directory, STATE_DIR};
 use crate::error::{Error, Result};
-use crate::integrity::checksum;
-use crate::saved;
+use crate::saved::{self, Envelope};
 
 const FILE: &str = "volume";
-const MAGIC: &str = "saltern volume, version ";
-const VERSION: u32 = 1;
+const ENVELOPE: Envelope = Envelope { magic: "saltern volume, version ", version: 1 };
 
 /// Longest file that is read.
 const FILE_BYTES_MAX: u64 = 4096;
@@ -76,25 +74,12 @@ impl std::fmt::Display for VolumeId {
 fn render(id: VolumeId) -> String {
     let mut body = serde_json::to_string(&Body { id: id.to_string() }).expect("text is JSON");
     body.push('\n');
-    format!("{MAGIC}{VERSION}, crc64 {:016x}\n{body}", checksum(body.as_bytes()))
+    ENVELOPE.seal(&body)
 }
 
 /// Reads a file's contents; the error says what is wrong with them.
 fn parse(contents: &[u8]) -> Result<VolumeId, String> {
-    let text = std::str::from_utf8(contents).map_err(|_| "not text")?;
-    let (head, body) = text.split_once('\n').ok_or("cut short")?;
-    let (version, sum) = head
-        .strip_prefix(MAGIC)
-        .and_then(|rest| rest.split_once(", crc64 "))
-        .ok_or_else(|| format!("does not begin with {MAGIC:?}"))?;
-    let version: u32 = version.parse().map_err(|_| format!("version {version:?} is no number"))?;
-    if version != VERSION {
-        return Err(format!("version {version}, this program knows version {VERSION}"));
-    }
-    if u64::from_str_radix(sum, 16).ok() != Some(checksum(body.as_bytes())) {
-        return Err("wrong checksum".into());
-    }
-    let Body { id } = serde_json::from_str(body).map_err(|error| error.to_string())?;
+    let Body { id } = serde_json::from_str(ENVELOPE.open(contents)?).map_err(|error| error.to_string())?;
     u64::from_str_radix(&id, 16).map(VolumeId).map_err(|_| format!("{id:?} is no number"))
 }
 
