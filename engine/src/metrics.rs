@@ -16,7 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::config::Eviction;
 use crate::engine::Engine;
-use crate::status::{Counters, ShardStatus, Status};
+use crate::status::{Counters, ShardStatus, Status, VolumeStatus};
 use crate::watch::{Distribution, Distributions};
 
 /// Bounds of the buckets of loads and stores, in seconds: from a fast device's answer to the deadlines.
@@ -62,6 +62,7 @@ impl Collector for Moment {
         out.info(&self.status)?;
         out.gauges(&self.status)?;
         out.shards(&self.status.shards)?;
+        out.volumes(&self.status.volumes)?;
         out.counters(&self.status.counters)?;
         let Distributions { store, load, lookup, disk_lookup } = &self.latencies;
         out.histogram("store_duration", "Time of a store, from the call to the answer", store, &OBJECT_BOUNDS)?;
@@ -206,6 +207,53 @@ impl Out<'_> {
                 for (label, value) in values(shard) {
                     let mut labels = vec![("shard", number.to_string())];
                     labels.extend(label.map(|(name, of)| (name, of.to_owned())));
+                    metric.encode_family(&labels)?.encode_gauge(&value)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn volumes(&mut self, volumes: &[VolumeStatus]) -> fmt::Result {
+        let bytes = Some(&Unit::Bytes);
+        self.by_volume("volume_up", "Whether the volume takes part", None, volumes, &|volume| {
+            Some(u64::from(volume.is_up))
+        })?;
+        self.by_volume("volume_writable", "Whether the volume takes stores", None, volumes, &|volume| {
+            Some(u64::from(volume.is_up && volume.read_only.is_none()))
+        })?;
+        self.by_volume("volume_used", "Bytes of the volume's objects", bytes, volumes, &|volume| {
+            Some(volume.used_bytes)
+        })?;
+        self.by_volume("volume_reserved", "Bytes reserved by stores in flight", bytes, volumes, &|volume| {
+            Some(volume.reserved_bytes)
+        })?;
+        let help = "The configured capacity of the volume";
+        self.by_volume("volume_capacity", help, bytes, volumes, &|volume| volume.capacity_bytes)?;
+        let help = "Bytes that the volume's file system has free";
+        self.by_volume("volume_free", help, bytes, volumes, &|volume| Some(volume.free_bytes))?;
+        let help = "Size of the volume's file system";
+        self.by_volume("volume_size", help, bytes, volumes, &|volume| Some(volume.disk_bytes))?;
+        let help = "Bytes of the volume's files kept to be overwritten";
+        self.by_volume("volume_spares", help, bytes, volumes, &|volume| Some(volume.spares.bytes))
+    }
+
+    /// A family with a sample for each volume that has a value; none when none has.
+    fn by_volume(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        volumes: &[VolumeStatus],
+        value: &dyn Fn(&VolumeStatus) -> Option<u64>,
+    ) -> fmt::Result {
+        if volumes.iter().all(|volume| value(volume).is_none()) {
+            return Ok(());
+        }
+        self.family(name, help, unit, MetricType::Gauge, &mut |mut metric| {
+            for (number, volume) in volumes.iter().enumerate() {
+                if let Some(value) = value(volume) {
+                    let labels = [("volume", number.to_string()), ("dir", volume.medium.dir.clone())];
                     metric.encode_family(&labels)?.encode_gauge(&value)?;
                 }
             }
