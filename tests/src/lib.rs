@@ -4,6 +4,7 @@
 //! Nothing here uses the engine's own codecs, accounting or parsers: a suite that asks the engine what is right
 //! cannot find it wrong.
 
+mod cell;
 mod disk;
 mod keys;
 pub mod kill;
@@ -18,6 +19,7 @@ mod seed;
 mod talk;
 mod wait;
 
+pub use cell::{Called, Cell, Host, Mount};
 pub use disk::{Disk, TMP, assert_books, assert_books_of, checked, file_name, leave_books_unchecked, unfinished};
 pub use keys::{key, payload, salted, varied};
 pub use lend::{Arena, GUARD_BYTES, Lender, Loan, Memory, Watch};

@@ -6,6 +6,7 @@ use saltern::device::sim::{SimDevice, SimOptions};
 use saltern::steps::Steps;
 use saltern::{Buffer, Config, Engine, Error, ObjectKey};
 
+use crate::cell::Called;
 use crate::disk::checked;
 use crate::wait::done;
 
@@ -58,8 +59,8 @@ pub fn open(dir: &Path) -> Engine {
 ///
 /// # Errors
 /// The engine's answer.
-pub fn put(engine: &Engine, key: &ObjectKey, bytes: &[u8]) -> Result<u64, Error> {
-    let mut report = done(engine.store(vec![(key.clone(), Buffer::from(bytes))]));
+pub fn put(host: &impl Called, key: &ObjectKey, bytes: &[u8]) -> Result<u64, Error> {
+    let mut report = done(host.stores(vec![(key.clone(), Buffer::from(bytes))]));
     report.results.remove(0)
 }
 
@@ -70,8 +71,8 @@ pub fn put(engine: &Engine, key: &ObjectKey, bytes: &[u8]) -> Result<u64, Error>
 ///
 /// # Panics
 /// When the buffer does not come back, or was touched although the size was wrong or the object not there.
-pub fn get(engine: &Engine, key: &ObjectKey, len: usize) -> Result<Vec<u8>, Error> {
-    let mut report = done(engine.load(vec![(key.clone(), Buffer::from(vec![UNTOUCHED; len]))]));
+pub fn get(host: &impl Called, key: &ObjectKey, len: usize) -> Result<Vec<u8>, Error> {
+    let mut report = done(host.loads(vec![(key.clone(), Buffer::from(vec![UNTOUCHED; len]))]));
     let result = report.results.remove(0);
     let buffer = report.buffers.remove(0);
     if matches!(result, Err(Error::TimedOut { .. })) {
@@ -93,9 +94,9 @@ pub fn get(engine: &Engine, key: &ObjectKey, len: usize) -> Result<Vec<u8>, Erro
 }
 
 /// Looks one object up, and lets its pin go again.
-pub fn find(engine: &Engine, key: &ObjectKey) -> Option<u64> {
-    let size = done(engine.lookup_and_pin(std::slice::from_ref(key))).sizes[0];
-    assert_eq!(engine.unpin(std::slice::from_ref(key)), usize::from(size.is_some()), "pins released");
+pub fn find(host: &impl Called, key: &ObjectKey) -> Option<u64> {
+    let size = done(host.looks_up(std::slice::from_ref(key))).sizes[0];
+    assert_eq!(host.unpins(std::slice::from_ref(key)), usize::from(size.is_some()), "pins released");
     size
 }
 
@@ -103,6 +104,6 @@ pub fn find(engine: &Engine, key: &ObjectKey) -> Option<u64> {
 ///
 /// # Errors
 /// The engine's answer.
-pub fn remove(engine: &Engine, key: &ObjectKey) -> Result<u64, Error> {
-    done(engine.delete(std::slice::from_ref(key))).results.remove(0)
+pub fn remove(host: &impl Called, key: &ObjectKey) -> Result<u64, Error> {
+    done(host.deletes(std::slice::from_ref(key))).results.remove(0)
 }

@@ -1,14 +1,13 @@
 //! The filter in front of the disk: what nobody has asked for often enough is not written.
 
-use saltern::{Admission, Buffer, Config, Discovery, Engine, Error, Eviction, Layout};
-use saltern_tests::{
-    Exposition, Recorder, assert_books, config, done, file_name, find, get, key, payload, put, salted,
-};
+use macro_rules_attribute::apply;
+use saltern::{Admission, Buffer, Config, Discovery, Error, Eviction};
+use saltern_tests::{Cell, Exposition, Mount, Recorder, done, find, get, key, payload, put, salted};
 
-use crate::scratch;
+use crate::mount;
 
-fn filtered(dir: &std::path::Path) -> Config {
-    let mut config = config(dir);
+fn filtered(mount: &Mount) -> Config {
+    let mut config = mount.config();
     config.admission = Admission::frequent();
     config
 }
@@ -17,21 +16,23 @@ fn is_turned_away(result: &Result<u64, Error>) -> bool {
     matches!(result, Err(Error::NotAdmitted { seen: 1, needed: 2 }))
 }
 
-#[test]
-fn by_default_everything_is_written() {
-    let scratch = scratch("admission-off");
-    let engine = Engine::open(config(scratch.path())).expect("open");
+#[apply(each_cell!)]
+fn by_default_everything_is_written(cell: Cell) {
+    let mount = mount(cell, "admission-off");
+    let engine = mount.open();
     assert_eq!(engine.status().admission, Admission::All);
     assert!(matches!(put(&engine, &key(1), b"first"), Ok(5)));
 }
 
-#[test]
-fn the_first_store_of_a_key_leaves_nothing_and_the_second_is_written() {
-    for discovery in [Discovery::Scan, Discovery::ScanAndAsk] {
-        let scratch = scratch("admission");
-        let mut config = filtered(scratch.path());
+#[apply(each_cell!)]
+fn the_first_store_of_a_key_leaves_nothing_and_the_second_is_written(cell: Cell) {
+    let discoveries =
+        if cell.is_shared() { &[Discovery::ScanAndAsk][..] } else { &[Discovery::Scan, Discovery::ScanAndAsk] };
+    for discovery in discoveries.iter().copied() {
+        let mount = mount(cell, "admission");
+        let mut config = filtered(&mount);
         (config.discovery, config.capacity_bytes) = (discovery, Some(1 << 20));
-        let engine = Engine::open(config).expect("open");
+        let engine = mount.open_as(config);
         let heard = Recorder::new();
         engine.subscribe(heard.clone()).expect("subscribe");
         let batch = |from: u32| (from..from + 10).map(|n| (key(n), Buffer::from(payload(n.into(), 5000)))).collect();
@@ -43,7 +44,7 @@ fn the_first_store_of_a_key_leaves_nothing_and_the_second_is_written() {
             .zip(0..)
             .all(|(buffer, n)| buffer.as_ref().is_some_and(|buffer| buffer.as_slice() == payload(n, 5000)));
         assert!(back, "the buffers come back as they were");
-        assert_eq!(assert_books(&engine, scratch.path(), Layout::Fs).files.len(), 0);
+        assert_eq!(mount.assert_books(&engine).files.len(), 0);
         assert_eq!((find(&engine, &key(0)), heard.events().len()), (None, 0));
         // Half of them are offered again.
         let second = done(engine.store(batch(5))).results;
@@ -55,14 +56,14 @@ fn the_first_store_of_a_key_leaves_nothing_and_the_second_is_written() {
         assert_eq!((status.counters.store_errors, status.counters.stores_refused), (0, 0), "no failures");
         let metrics = Exposition::parse(&engine.metrics()).expect("metrics");
         assert_eq!(metrics.value("saltern_stores_total", &[("result", "not_admitted")]), 15.0);
-        assert_books(&engine, scratch.path(), Layout::Fs);
+        mount.assert_books(&engine);
     }
 }
 
-#[test]
-fn a_host_that_looks_up_before_it_stores_has_to_ask_twice() {
-    let scratch = scratch("admission-lookups");
-    let engine = Engine::open(filtered(scratch.path())).expect("open");
+#[apply(each_cell!)]
+fn a_host_that_looks_up_before_it_stores_has_to_ask_twice(cell: Cell) {
+    let mount = mount(cell, "admission-lookups");
+    let engine = mount.open_as(filtered(&mount));
     assert_eq!(find(&engine, &key(1)), None);
     assert!(is_turned_away(&put(&engine, &key(1), b"wanted once")));
     assert_eq!(find(&engine, &key(1)), None);
@@ -71,31 +72,31 @@ fn a_host_that_looks_up_before_it_stores_has_to_ask_twice() {
     assert_eq!((find(&engine, &key(2)), find(&engine, &key(2))), (None, None));
     assert!(is_turned_away(&put(&engine, &salted(2, "other"), b"another salt's")));
     assert!(matches!(put(&engine, &key(2), b"x"), Ok(1)));
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }
 
-#[test]
-fn what_is_there_is_not_filtered() {
-    let scratch = scratch("admission-present");
-    std::fs::write(scratch.join(&file_name(Layout::Fs, &key(1))), payload(1, 5000)).expect("write");
-    let mut config = filtered(scratch.path());
+#[apply(each_cell!)]
+fn what_is_there_is_not_filtered(cell: Cell) {
+    let mount = mount(cell, "admission-present");
+    mount.plant(&key(1), &payload(1, 5000));
+    let mut config = filtered(&mount);
     config.discovery = Discovery::ScanAndAsk;
-    let engine = Engine::open(config).expect("open");
+    let engine = mount.open_as(config);
     // One that the scan has found, one that another program has stored since: the disk is asked before the filter.
-    std::fs::write(scratch.join(&file_name(Layout::Fs, &key(2))), payload(2, 6000)).expect("write");
+    mount.plant(&key(2), &payload(2, 6000));
     for n in 1..=2 {
         assert!(matches!(put(&engine, &key(n), b"again"), Ok(0)), "a use of what is there");
     }
     assert_eq!(engine.status().counters.stores_not_admitted, 0);
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }
 
-#[test]
-fn what_is_turned_away_makes_nobody_go() {
-    let scratch = scratch("admission-full");
-    let mut config = filtered(scratch.path());
+#[apply(each_cell!)]
+fn what_is_turned_away_makes_nobody_go(cell: Cell) {
+    let mount = mount(cell, "admission-full");
+    let mut config = filtered(&mount);
     (config.capacity_bytes, config.eviction) = (Some(50_000), Eviction::engine(Default::default()));
-    let engine = Engine::open(config).expect("open");
+    let engine = mount.open_as(config);
     for n in (0..4).chain(0..4) {
         let _ = put(&engine, &key(n), &payload(n.into(), 10_000));
     }
@@ -104,23 +105,23 @@ fn what_is_turned_away_makes_nobody_go() {
     }
     let counters = engine.status().counters;
     assert_eq!((counters.stores, counters.evictions, counters.stores_not_admitted), (4, 0, 50));
-    assert_eq!(assert_books(&engine, scratch.path(), Layout::Fs).files.len(), 4);
+    assert_eq!(mount.assert_books(&engine).files.len(), 4);
 }
 
-#[test]
-fn two_stores_of_a_key_at_once_are_two() {
-    let scratch = scratch("admission-twice");
-    let engine = Engine::open(filtered(scratch.path())).expect("open");
+#[apply(each_cell!)]
+fn two_stores_of_a_key_at_once_are_two(cell: Cell) {
+    let mount = mount(cell, "admission-twice");
+    let engine = mount.open_as(filtered(&mount));
     let batch = (0..2).map(|_| (key(1), Buffer::from(payload(1, 5000)))).collect();
     let results = done(engine.store(batch)).results;
     assert!(is_turned_away(&results[0]) && matches!(results[1], Ok(5000)), "{results:?}");
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }
 
-#[test]
-fn wrong_limits_are_named() {
-    let scratch = scratch("admission-limits");
-    let mut config = config(scratch.path());
+#[apply(each_cell!)]
+fn wrong_limits_are_named(cell: Cell) {
+    let mount = mount(cell, "admission-limits");
+    let mut config = mount.config();
     config.admission = Admission::Frequent { uses: 1, window: 1 << 20 };
-    assert!(matches!(Engine::open(config), Err(Error::Config { option: "admission", .. })));
+    assert!(matches!(mount.try_open(config), Err(Error::Config { option: "admission", .. })));
 }

@@ -1,18 +1,20 @@
-//! Every kind of memory, size and layout on every file system that this machine can make.
+//! Every kind of memory, size and layout; and every file system that this machine can make, which those tests are about, so that they
+//! run on one directory of each.
 
 use std::path::Path;
 
+use macro_rules_attribute::apply;
 use nix::errno::Errno;
 use saltern::{Config, DirectIo, Durability, Engine, Error, Layout};
 use saltern_tests::{
-    Disk, Lender, LoopMount, Memory, Scratch, Unmountable, assert_books, config, done, get, key, open, payload, put,
-    remove, unfinished, until, varied,
+    Cell, Disk, Lender, LoopMount, Memory, Scratch, Unmountable, assert_books, config, done, get, key, open, payload,
+    put, remove, unfinished, until, varied,
 };
 
-use crate::scratch;
+use crate::mount;
 
 /// Odd sizes from every kind of memory, there and back, and after a restart.
-fn round_trip(engine: &Engine, dir: &Path, layout: Layout) {
+fn round_trip(engine: &Engine, layout: Layout) {
     let sizes = [0, 1, 511, 512, 4095, 4096, 4097, 100_003, 262_144, 1_048_577];
     let memories = [
         Memory::Heap,
@@ -38,12 +40,12 @@ fn round_trip(engine: &Engine, dir: &Path, layout: Layout) {
             assert!(loan.back(report.buffers.remove(0).expect("comes back")) == content, "{key}: {memory:?}");
         }
     }
-    assert_books(engine, dir, layout);
 }
 
 fn round_trip_twice(config: &Config) {
     let engine = Engine::open(config.clone()).expect("open");
-    round_trip(&engine, &config.dir, config.layout);
+    round_trip(&engine, config.layout);
+    assert_books(&engine, &config.dir, config.layout);
     let usage = engine.usage();
     engine.close();
     let engine = Engine::open(config.clone()).expect("open");
@@ -51,20 +53,25 @@ fn round_trip_twice(config: &Config) {
     assert_books(&engine, &config.dir, config.layout);
 }
 
-#[test]
-fn direct_or_not_the_bytes_are_the_same() {
-    let scratch = scratch("buffered");
-    for (direct, layout) in [(DirectIo::Off, Layout::Fs), (DirectIo::Auto, Layout::Nixl)] {
-        let mut config = config(scratch.join(layout.name()));
-        (config.direct_io, config.layout) = (direct, layout);
-        round_trip_twice(&config);
-        let status = Engine::open(config).expect("open").status();
-        assert!(direct == DirectIo::Auto || !status.volumes[0].medium.direct_io);
-        assert!(
-            !status.volumes[0].medium.direct_io || status.volumes[0].medium.offset_align_bytes.is_power_of_two(),
-            "{:?}",
-            status.volumes
-        );
+#[apply(each_cell!)]
+fn direct_or_not_the_bytes_are_the_same(cell: Cell) {
+    for direct in [DirectIo::Off, DirectIo::Auto] {
+        let mount = mount(cell, "buffered");
+        let mut config = mount.config();
+        config.direct_io = direct;
+        let engine = mount.open_as(config.clone());
+        round_trip(&engine, cell.layout);
+        mount.assert_books(&engine);
+        let usage = engine.usage();
+        engine.close();
+        let engine = mount.open_as(config);
+        assert_eq!(engine.usage(), usage);
+        mount.assert_books(&engine);
+        for volume in engine.status().volumes {
+            let medium = volume.medium;
+            assert!(direct == DirectIo::Auto || !medium.direct_io);
+            assert!(!medium.direct_io || medium.offset_align_bytes.is_power_of_two(), "{medium:?}");
+        }
     }
 }
 
@@ -158,16 +165,15 @@ fn a_disk_without_room_refuses_and_recovers() {
     assert_eq!(Disk::read(&dir, Layout::Fs).files.len(), stored.len() - 2);
 }
 
-#[test]
-fn every_durability_stores() {
+#[apply(each_cell!)]
+fn every_durability_stores(cell: Cell) {
     for durability in [Durability::None, Durability::Data, Durability::Full] {
-        for layout in [Layout::Fs, Layout::NixlSharded] {
-            let scratch = scratch("durability");
-            let mut config = config(scratch.path());
-            (config.durability, config.layout) = (durability, layout);
-            let engine = Engine::open(config).expect("open");
-            assert_eq!(engine.status().durability, durability);
-            round_trip(&engine, scratch.path(), layout);
-        }
+        let mount = mount(cell, "durability");
+        let mut config = mount.config();
+        config.durability = durability;
+        let engine = mount.open_as(config);
+        assert_eq!(engine.status().durability, durability);
+        round_trip(&engine, cell.layout);
+        mount.assert_books(&engine);
     }
 }

@@ -1,4 +1,4 @@
-//! Where io_uring is forbidden, opening says so and what to do; it does not hang.
+//! Where io_uring is forbidden, opening says so and what to do; it does not hang. Plain tests: nothing is mounted.
 
 use std::collections::BTreeMap;
 use std::process::Command;

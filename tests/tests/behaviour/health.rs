@@ -3,43 +3,41 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use macro_rules_attribute::apply;
 use saltern::steps::{Step, Steps};
-use saltern::{Config, Engine, Error, Integrity, Layout};
-use saltern_tests::{
-    Scratch, assert_books, config, done, file_name, find, get, key, open, payload, put, remove, until,
-};
+use saltern::{Config, Engine, Error, Integrity};
+use saltern_tests::{Cell, Host, Mount, done, find, get, key, payload, put, remove, until};
 
-use crate::scratch;
+use crate::mount;
 
 const BYTES: usize = 100_000;
 
-fn store(engine: &Engine, numbers: std::ops::Range<u32>) {
+fn store(engine: &Host, numbers: std::ops::Range<u32>) {
     for n in numbers {
         assert_eq!(put(engine, &key(n), &payload(n.into(), BYTES)).expect("store"), BYTES as u64);
     }
 }
 
 /// An engine whose shards panic at a step, once `armed`.
-fn panicking(dir: &Path, at: Step, armed: &Arc<AtomicBool>) -> Engine {
-    let mut config = config(dir);
+fn panicking(mount: &Mount, at: Step, armed: &Arc<AtomicBool>) -> Host {
+    let mut config = mount.config();
     config.shards = 2;
     let armed = armed.clone();
     config.steps = Steps::new(move |step, _| {
         assert!(step != at || !armed.swap(false, Ordering::SeqCst), "the test wants this shard to panic");
     });
-    Engine::open(config).expect("open")
+    mount.open_as(config)
 }
 
-#[test]
-fn a_shard_that_panics_answers_for_all_it_had() {
+#[apply(each_cell_of_one_volume!)]
+fn a_shard_that_panics_answers_for_all_it_had(cell: Cell) {
     for at in [Step::Published, Step::Loading, Step::Removed] {
-        let scratch = scratch("panic");
+        let mount = mount(cell, "panic");
         let armed = Arc::new(AtomicBool::new(false));
-        let engine = panicking(scratch.path(), at, &armed);
+        let engine = panicking(&mount, at, &armed);
         store(&engine, 0..40);
         armed.store(true, Ordering::SeqCst);
         let keys: Vec<_> = (0..40).map(key).collect();
@@ -65,75 +63,77 @@ fn a_shard_that_panics_answers_for_all_it_had() {
         let _ = find(&engine, &key(1));
         let acknowledged: Vec<u32> = (100..140).filter(|n| stores.results[*n as usize - 100].is_ok()).collect();
         engine.close();
-        let engine = open(scratch.path());
+        let engine = mount.open();
         for n in acknowledged {
             assert!(
                 get(&engine, &key(n), BYTES).expect("it was acknowledged") == payload(n.into(), BYTES),
                 "{at:?}: {n}"
             );
         }
-        assert_books(&engine, scratch.path(), Layout::Fs);
+        mount.assert_books(&engine);
     }
 }
 
-#[test]
-fn a_scan_that_panics_is_an_error_and_nobody_waits_for_it() {
-    let scratch = scratch("scan-panic");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn a_scan_that_panics_is_an_error_and_nobody_waits_for_it(cell: Cell) {
+    let mount = mount(cell, "scan-panic");
+    let engine = mount.open();
     store(&engine, 0..3);
     engine.close();
-    let mut config = config(scratch.path());
+    let mut config = mount.config();
     config.steps = Steps::new(|step, _| assert!(step != Step::Looked, "the test wants the scan to panic"));
-    let engine = Engine::opener(config).background(true).open().expect("open");
+    let engine = mount.open_with(Engine::opener(config).background(true));
     let report = engine.wait_recovered();
     assert!(report.error.is_some(), "{report:?}");
     assert!(!engine.status().is_healthy);
 }
 
 /// As a machine that went down leaves a directory: the mark of its engine is there, and names another boot.
-fn go_down(scratch: &Scratch) {
-    fs::write(scratch.join(".saltern/running-of-a-boot-before"), b"").expect("write");
+fn go_down(mount: &Mount) {
+    for mark in mount.each(".saltern/running-of-a-boot-before") {
+        fs::write(mark, b"").expect("write");
+    }
 }
 
-fn damage(scratch: &Scratch, n: u32) {
-    let file = File::options().write(true).open(scratch.join(&file_name(Layout::Fs, &key(n)))).expect("open");
+fn damage(mount: &Mount, n: u32) {
+    let file = File::options().write(true).open(mount.file(&key(n))).expect("open");
     file.write_all_at(b"torn", 5000).expect("write");
 }
 
-fn with(dir: &Path, integrity: Integrity) -> Config {
-    let mut config = config(dir);
+fn with(mount: &Mount, integrity: Integrity) -> Config {
+    let mut config = mount.config();
     config.integrity = integrity;
     config
 }
 
-fn marks(scratch: &Scratch) -> Vec<String> {
-    let names = fs::read_dir(scratch.join(".saltern")).expect("readdir");
+fn marks(mount: &Mount) -> Vec<String> {
+    let names = mount.each(".saltern").into_iter().flat_map(|dir| fs::read_dir(dir).expect("readdir"));
     let names = names.map(|entry| entry.expect("readdir").file_name().into_string().expect("text"));
     names.filter(|name| name.starts_with("running-") || name == "unverified").collect()
 }
 
-#[test]
-fn after_an_unclean_reboot_objects_are_checked_before_their_first_use() {
-    let scratch = scratch("unclean");
-    let engine = Engine::open(with(scratch.path(), Integrity::Store)).expect("open");
-    assert_eq!(marks(&scratch).len(), 1, "a running engine has its mark");
+#[apply(each_cell!)]
+fn after_an_unclean_reboot_objects_are_checked_before_their_first_use(cell: Cell) {
+    let mount = mount(cell, "unclean");
+    let engine = mount.open_as(with(&mount, Integrity::Store));
+    assert_eq!(marks(&mount).len(), cell.volumes, "a running engine has its mark");
     store(&engine, 0..6);
     engine.close();
-    assert_eq!(marks(&scratch), [""; 0], "a clean close takes it away");
-    damage(&scratch, 2);
-    damage(&scratch, 3);
+    assert_eq!(marks(&mount), [""; 0], "a clean close takes it away");
+    damage(&mount, 2);
+    damage(&mount, 3);
     // Without a reboot `store` does not look.
-    let engine = Engine::open(with(scratch.path(), Integrity::Store)).expect("open");
+    let engine = mount.open_as(with(&mount, Integrity::Store));
     assert!(get(&engine, &key(2), BYTES).expect("nobody looks") != payload(2, BYTES));
     engine.close();
 
-    go_down(&scratch);
+    go_down(&mount);
     // Another program's file, from before, without a checksum.
-    fs::write(scratch.join(&file_name(Layout::Fs, &key(50))), payload(50, BYTES)).expect("write");
-    let past = File::options().write(true).open(scratch.join(&file_name(Layout::Fs, &key(50)))).expect("open");
+    mount.plant(&key(50), &payload(50, BYTES));
+    let past = File::options().write(true).open(mount.file(&key(50))).expect("open");
     past.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(60)).expect("utimens");
-    let engine = Engine::open(with(scratch.path(), Integrity::Store)).expect("open");
-    assert!(engine.status().volumes[0].checks_first_use);
+    let engine = mount.open_as(with(&mount, Integrity::Store));
+    assert!(engine.status().volumes.iter().all(|volume| volume.checks_first_use));
     assert!(!engine.status().notes.is_empty());
     assert!(get(&engine, &key(1), BYTES).expect("it is right") == payload(1, BYTES));
     for _ in 0..2 {
@@ -145,59 +145,60 @@ fn after_an_unclean_reboot_objects_are_checked_before_their_first_use() {
     // What is stored since is served, and so is another program's newer file.
     store(&engine, 10..12);
     assert!(get(&engine, &key(10), BYTES).expect("load") == payload(10, BYTES));
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
     engine.close();
 
     // Not everything was looked at: the doubt outlives a clean close.
-    assert_eq!(marks(&scratch), ["unverified"]);
-    let engine = Engine::open(with(scratch.path(), Integrity::Store)).expect("open");
+    let doubts = marks(&mount);
+    assert!(!doubts.is_empty() && doubts.iter().all(|mark| mark == "unverified"), "{doubts:?}");
+    let engine = mount.open_as(with(&mount, Integrity::Store));
     assert!(matches!(get(&engine, &key(3), BYTES), Err(Error::Corrupt { .. })));
     for n in [0, 1, 4, 5, 10, 11] {
         assert!(get(&engine, &key(n), BYTES).expect("it is right") == payload(n.into(), BYTES));
     }
     engine.close();
-    assert_eq!(marks(&scratch), [""; 0], "everything that is there was checked");
-    assert!(!open(scratch.path()).status().volumes[0].checks_first_use);
+    assert_eq!(marks(&mount), [""; 0], "everything that is there was checked");
+    assert!(mount.open().status().volumes.iter().all(|volume| !volume.checks_first_use));
 }
 
-#[test]
-fn where_objects_have_no_checksums_an_unclean_reboot_drops_none() {
-    let scratch = scratch("unclean-off");
-    let engine = Engine::open(with(scratch.path(), Integrity::Off)).expect("open");
+#[apply(each_cell!)]
+fn where_objects_have_no_checksums_an_unclean_reboot_drops_none(cell: Cell) {
+    let mount = mount(cell, "unclean-off");
+    let engine = mount.open_as(with(&mount, Integrity::Off));
     store(&engine, 0..3);
     engine.close();
-    go_down(&scratch);
-    let engine = Engine::open(with(scratch.path(), Integrity::Off)).expect("open");
+    go_down(&mount);
+    let engine = mount.open_as(with(&mount, Integrity::Off));
     for n in 0..3 {
         assert!(get(&engine, &key(n), BYTES).expect("load") == payload(n.into(), BYTES));
     }
     engine.close();
-    assert_eq!(marks(&scratch), [""; 0]);
+    assert_eq!(marks(&mount), [""; 0]);
 }
 
-#[test]
-fn a_kill_without_a_reboot_casts_no_doubt() {
-    let scratch = scratch("killed");
-    let mut config = config(scratch.path());
+#[apply(each_cell!)]
+fn a_kill_without_a_reboot_casts_no_doubt(cell: Cell) {
+    let mount = mount(cell, "killed");
+    let mut config = mount.config();
     config.boot_id = Some("one".into());
-    let engine = Engine::open(config.clone()).expect("open");
+    let engine = mount.open_as(config.clone());
     store(&engine, 0..1);
     engine.close();
     // As a kill leaves it.
-    fs::write(scratch.join(".saltern/running-one"), b"").expect("write");
-    let engine = Engine::open(config).expect("open");
-    assert!(!engine.status().volumes[0].checks_first_use);
+    mount.each(".saltern/running-one").iter().for_each(|mark| fs::write(mark, b"").expect("write"));
+    let engine = mount.open_as(config);
+    assert!(engine.status().volumes.iter().all(|volume| !volume.checks_first_use));
 }
 
-#[test]
-fn a_directory_that_is_gone_takes_no_stores() {
+#[apply(each_cell_of_one_volume!)]
+fn a_directory_that_is_gone_takes_no_stores(cell: Cell) {
     for is_moved in [false, true] {
-        let scratch = scratch("gone");
-        let dir = scratch.join("volume");
-        let engine = open(&dir);
+        let mount = mount(cell, "gone");
+        let dir = mount.join("volume");
+        let engine = mount.open();
         store(&engine, 0..2);
         match is_moved {
-            true => fs::rename(&dir, scratch.join("elsewhere")).expect("rename"),
+            true => fs::rename(&dir, mount.join("elsewhere")).expect("rename"),
             false => fs::remove_dir_all(&dir).expect("remove"),
         }
         let mut n = 10;
@@ -209,11 +210,11 @@ fn a_directory_that_is_gone_takes_no_stores() {
         assert!(!status.is_healthy && status.volumes[0].read_only.is_some(), "{:?}", status.problems);
         // Back in its place, it stays as it was: what was lost meanwhile is not known.
         if is_moved {
-            fs::rename(scratch.join("elsewhere"), &dir).expect("rename");
+            fs::rename(mount.join("elsewhere"), &dir).expect("rename");
             assert!(matches!(put(&engine, &key(1000), b"x"), Err(Error::ReadOnly { .. })));
             assert!(get(&engine, &key(1), BYTES).expect("loads go on") == payload(1, BYTES));
             assert_eq!(remove(&engine, &key(1)).expect("deletes go on"), BYTES as u64);
-            assert_books(&engine, &dir, Layout::Fs);
+            mount.assert_books(&engine);
         }
     }
 }

@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 
+use macro_rules_attribute::apply;
 use saltern::{EventKind, ListCursor};
-use saltern_tests::{Recorder, key, open, payload, put, remove, salted};
+use saltern_tests::{Cell, Recorder, key, payload, put, remove, salted};
 
-use crate::scratch;
+use crate::mount;
 
-#[test]
-fn every_object_is_listed_once_page_by_page() {
-    let scratch = scratch("pages");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn every_object_is_listed_once_page_by_page(cell: Cell) {
+    let mount = mount(cell, "pages");
+    let engine = mount.open();
     let mut stored = HashMap::new();
     for n in 0..300 {
         let key = if n % 3 == 0 { salted(n, "tenant") } else { key(n) };
@@ -40,10 +41,10 @@ fn every_object_is_listed_once_page_by_page() {
     assert_eq!(engine.list(ListCursor::from(u64::MAX), 10, None).objects, [], "a made-up cursor harms nobody");
 }
 
-#[test]
-fn what_was_done_before_a_mark_is_heard_when_it_is_reached() {
-    let scratch = scratch("mark");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn what_was_done_before_a_mark_is_heard_when_it_is_reached(cell: Cell) {
+    let mount = mount(cell, "mark");
+    let engine = mount.open();
     engine.event_mark().wait();
     let heard = Recorder::new();
     engine.subscribe(heard.clone()).expect("subscribe");
@@ -63,10 +64,10 @@ fn what_was_done_before_a_mark_is_heard_when_it_is_reached() {
     mark.wait();
 }
 
-#[test]
-fn a_delete_that_finds_nothing_is_heard_of() {
-    let scratch = scratch("absent");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn a_delete_that_finds_nothing_is_heard_of(cell: Cell) {
+    let mount = mount(cell, "absent");
+    let engine = mount.open();
     let heard = Recorder::new();
     engine.subscribe(heard.clone()).expect("subscribe");
     remove(&engine, &key(1)).expect_err("there is no such object");

@@ -1,37 +1,39 @@
-//! How the engine behaves, on real directories.
+//! How the engine behaves, on real directories, through each adapter with each of its layouts, on one volume and on three
+//! (`saltern_tests::Cell`): a test that says `#[apply(each_cell!)]` runs once in each of the ten cells, under its name and the cell's.
 //!
 //! `SALTERN_SEED=n` repeats the random choices of a failed run, `SALTERN_LONG=1` makes more of them, and
 //! `SALTERN_TEST_DIR=dir` runs on another file system.
 
-mod admission;
-mod eviction;
-mod file_systems;
-mod forbidden;
-pub(crate) mod gate;
-mod health;
-mod limits;
-mod listing;
-mod model;
-mod pins;
-mod priorities;
-mod quotas;
-mod recovery;
-mod recycling;
-mod secondary;
-mod several;
-mod snapshot;
-mod tickets;
-mod volume;
-mod watching;
-mod zeroes;
-
-use saltern_tests::Scratch;
-
-pub(crate) fn scratch(name: &str) -> Scratch {
-    Scratch::new(env!("CARGO_TARGET_TMPDIR"), name)
+/// The cells that this binary runs a test in: all.
+macro_rules! in_cells {
+    ($test:ident, each) => {
+        in_cells!($test, fs);
+        in_cells!($test, nixl);
+    };
+    ($test:ident, each_alone) => {
+        in_cells!($test: fs_alone Fs 1, fs3_alone Fs3 1);
+        in_cells!($test: nixl_alone Nixl 1, nixl3_alone Nixl3 1, nixl_sharded_alone NixlSharded 1);
+    };
+    ($test:ident, fs) => {
+        in_cells!($test: fs_alone Fs 1, fs_on_three Fs 3, fs3_alone Fs3 1, fs3_on_three Fs3 3);
+    };
+    ($test:ident, nixl) => {
+        in_cells!($test: nixl_alone Nixl 1, nixl_on_three Nixl 3, nixl3_alone Nixl3 1, nixl3_on_three Nixl3 3,
+            nixl_sharded_alone NixlSharded 1, nixl_sharded_on_three NixlSharded 3);
+    };
+    ($test:ident, simplest) => { in_cells!($test: fs_alone Fs 1); };
+    ($test:ident, sharded) => {
+        in_cells!($test: nixl_sharded_alone NixlSharded 1, nixl_sharded_on_three NixlSharded 3);
+    };
+    ($test:ident: $($cell:ident $layout:ident $volumes:literal),*) => {$(
+        #[test]
+        fn $cell() {
+            super::$test(saltern_tests::Cell { layout: saltern::Layout::$layout, volumes: $volumes });
+        }
+    )*};
 }
 
-/// Whether to take minutes instead of seconds.
-pub(crate) fn is_long() -> bool {
-    std::env::var_os("SALTERN_LONG").is_some_and(|value| value == "1")
-}
+#[path = "suite.rs"]
+mod suite;
+
+use suite::{gate, is_long, mount, policies, scratch};

@@ -1,4 +1,5 @@
-//! Random batches against a plain map, through both adapters, on one volume and on three: they never differ, in bytes or in usage.
+//! Random batches against a plain map: they never differ, in bytes or in usage. A plain test: each case draws its cell, adapter, layout and
+//! number of volumes, beside everything else that can be set.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

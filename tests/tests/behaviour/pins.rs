@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
+use macro_rules_attribute::apply;
 use rand::Rng;
-use saltern::{Engine, Error, Layout};
-use saltern_tests::{Seed, assert_books, config, done, find, get, key, open, payload, put, remove, until};
+use saltern::Error;
+use saltern_tests::{Cell, Seed, done, find, get, key, payload, put, remove, until};
 
-use crate::scratch;
+use crate::mount;
 
-#[test]
-fn pins_are_counted() {
-    let scratch = scratch("counted");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn pins_are_counted(cell: Cell) {
+    let mount = mount(cell, "counted");
+    let engine = mount.open();
     put(&engine, &key(1), b"x").expect("store");
     for _ in 0..3 {
         assert_eq!(done(engine.lookup_and_pin(&[key(1)])).hits(), 1);
@@ -24,10 +25,10 @@ fn pins_are_counted() {
     assert_eq!(engine.unpin(&[key(1)]), 0);
 }
 
-#[test]
-fn a_key_in_a_batch_twice_is_pinned_twice() {
-    let scratch = scratch("twice");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn a_key_in_a_batch_twice_is_pinned_twice(cell: Cell) {
+    let mount = mount(cell, "twice");
+    let engine = mount.open();
     put(&engine, &key(1), b"x").expect("store");
     assert_eq!(done(engine.lookup_and_pin(&[key(1), key(1)])).hits(), 2);
     assert!(matches!(remove(&engine, &key(1)), Err(Error::Pinned { pins: 2, .. })));
@@ -35,20 +36,20 @@ fn a_key_in_a_batch_twice_is_pinned_twice() {
     assert!(matches!(remove(&engine, &key(1)), Ok(1)));
 }
 
-#[test]
-fn a_miss_pins_nothing() {
-    let scratch = scratch("miss");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn a_miss_pins_nothing(cell: Cell) {
+    let mount = mount(cell, "miss");
+    let engine = mount.open();
     assert_eq!(done(engine.lookup_and_pin(&[key(1)])).sizes, [None]);
     put(&engine, &key(1), b"x").expect("store");
     assert_eq!(engine.unpin(&[key(1)]), 0);
     assert!(matches!(remove(&engine, &key(1)), Ok(1)));
 }
 
-#[test]
-fn only_pinned_objects_of_a_batch_are_refused() {
-    let scratch = scratch("some");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn only_pinned_objects_of_a_batch_are_refused(cell: Cell) {
+    let mount = mount(cell, "some");
+    let engine = mount.open();
     for n in 0..4 {
         put(&engine, &key(n), &payload(n.into(), 100)).expect("store");
     }
@@ -64,15 +65,15 @@ fn only_pinned_objects_of_a_batch_are_refused() {
     );
     assert_eq!(engine.usage().total_bytes_used, 200);
     assert_eq!(engine.status().counters.deletes_refused, 2);
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }
 
-#[test]
-fn a_lease_expires() {
-    let scratch = scratch("lease");
-    let mut config = config(scratch.path());
+#[apply(each_cell!)]
+fn a_lease_expires(cell: Cell) {
+    let mount = mount(cell, "lease");
+    let mut config = mount.config();
     config.pin_lease = Duration::from_millis(50);
-    let engine = Engine::open(config).expect("open");
+    let engine = mount.open_as(config);
     for n in 0..2 {
         put(&engine, &key(n), b"0123").expect("store");
     }
@@ -86,15 +87,15 @@ fn a_lease_expires() {
         });
     }
     assert_eq!(engine.unpin(&[key(0), key(1)]), 0);
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }
 
-#[test]
-fn an_expired_pin_is_not_released_twice() {
-    let scratch = scratch("expired");
-    let mut config = config(scratch.path());
+#[apply(each_cell!)]
+fn an_expired_pin_is_not_released_twice(cell: Cell) {
+    let mount = mount(cell, "expired");
+    let mut config = mount.config();
     config.pin_lease = Duration::from_millis(20);
-    let engine = Engine::open(config).expect("open");
+    let engine = mount.open_as(config);
     for n in 0..2 {
         put(&engine, &key(n), b"0123").expect("store");
     }
@@ -105,26 +106,26 @@ fn an_expired_pin_is_not_released_twice() {
     assert!(matches!(remove(&engine, &key(0)), Ok(4)));
 }
 
-#[test]
-fn pins_end_with_the_engine() {
-    let scratch = scratch("reopen");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn pins_end_with_the_engine(cell: Cell) {
+    let mount = mount(cell, "reopen");
+    let engine = mount.open();
     put(&engine, &key(1), b"x").expect("store");
     assert_eq!(done(engine.lookup_and_pin(&[key(1)])).hits(), 1);
     engine.close();
-    let engine = open(scratch.path());
+    let engine = mount.open();
     assert!(matches!(remove(&engine, &key(1)), Ok(1)));
 }
 
-#[test]
-fn a_load_in_flight_is_never_torn_by_a_delete() {
+#[apply(each_cell!)]
+fn a_load_in_flight_is_never_torn_by_a_delete(cell: Cell) {
     let seed = Seed::new("a_load_in_flight_is_never_torn_by_a_delete");
     let mut rng = seed.rng(0);
-    let scratch = scratch("load-delete");
-    let mut config = config(scratch.path());
+    let mount = mount(cell, "load-delete");
+    let mut config = mount.config();
     config.shards = 2;
-    let engine = Engine::open(config).expect("open");
-    for round in 0..60 {
+    let engine = mount.open_as(config);
+    for round in 0..cell.sized(60, 15) {
         let content = payload(round, rng.random_range(1..3_000_000));
         let key = key(rng.random_range(0..4));
         put(&engine, &key, &content).expect("store");
@@ -145,18 +146,18 @@ fn a_load_in_flight_is_never_torn_by_a_delete() {
         }
         assert!(matches!(get(&engine, &key, content.len()), Err(Error::NotFound)));
     }
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }
 
-#[test]
-fn a_file_is_never_recycled_under_a_load() {
+#[apply(each_cell!)]
+fn a_file_is_never_recycled_under_a_load(cell: Cell) {
     const OBJECTS: u32 = 24;
     const BYTES: usize = 2_000_001;
-    let scratch = scratch("load-recycle");
-    let mut config = config(scratch.path());
+    let mount = mount(cell, "load-recycle");
+    let mut config = mount.config();
     // Loads go one small piece at a time, so that deletes and stores get between them.
     (config.segment_bytes, config.load_inflight_bytes) = (64 << 10, 1);
-    let engine = Engine::open(config).expect("open");
+    let engine = mount.open_as(config);
     let mut refused = 0;
     for round in 0..60 {
         let name = |n: u32| key(1000 * (round % 2) + n);
@@ -181,10 +182,10 @@ fn a_file_is_never_recycled_under_a_load() {
         refused += deleted.iter().filter(|result| matches!(result, Err(Error::Pinned { pins: 0, loads: 1 }))).count();
         let all: Vec<_> = (0..OBJECTS).flat_map(|n| [name(n), other(n)]).collect();
         done(engine.delete(&all));
-        if refused > 20 && round > 3 {
+        if refused > cell.sized(20, 0) && round > cell.sized(3, 0) {
             break;
         }
     }
     assert!(refused > 0, "no delete met a load in flight");
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }

@@ -1,4 +1,4 @@
-//! I/O priorities: which schedulers are told, on loop devices of the test's own.
+//! I/O priorities: which schedulers are told, on loop devices of the test's own. Plain tests: about the device.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,5 @@
-//! Engines over several volumes: homes, volumes that come and go, keys with two files, capacities, one set of books.
+//! Engines over several volumes: homes, volumes that come and go, keys with two files, capacities, one set of books. Each test says
+//! which volumes it is about, so these are plain tests.
 
 use std::collections::BTreeSet;
 use std::fs;

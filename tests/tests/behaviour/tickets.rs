@@ -4,16 +4,14 @@ use std::collections::HashMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
+use macro_rules_attribute::apply;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use rand::Rng;
-use saltern::{Buffer, Class, Engine, Error, Layout, ObjectKey};
-use saltern_tests::{
-    Disk, Seed, WAIT_MAX, assert_books, block_on, config, done, find, get, key, open, payload, put, remove, salted,
-    unfinished, until,
-};
+use saltern::{Buffer, Class, Error, ObjectKey};
+use saltern_tests::{Cell, Seed, WAIT_MAX, block_on, done, find, get, key, payload, put, remove, salted, until};
 
-use crate::scratch;
+use crate::mount;
 
 fn is_readable(fd: BorrowedFd<'_>, timeout: Duration) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
@@ -36,10 +34,10 @@ fn loads(numbers: std::ops::Range<u32>, bytes: usize) -> Vec<(ObjectKey, Buffer)
     numbers.map(|n| (key(n), vec![0; bytes].into())).collect()
 }
 
-#[test]
-fn three_event_descriptors_tell_the_classes_apart() {
-    let scratch = scratch("eventfds");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn three_event_descriptors_tell_the_classes_apart(cell: Cell) {
+    let mount = mount(cell, "eventfds");
+    let engine = mount.open();
     let [store, lookup, load] = [Class::Store, Class::Lookup, Class::Load].map(|class| engine.event_fd(class));
     let raw = [store, lookup, load].map(|fd| fd.as_raw_fd());
     assert!(raw[0] != raw[1] && raw[1] != raw[2] && raw[0] != raw[2], "{raw:?}");
@@ -68,10 +66,10 @@ fn three_event_descriptors_tell_the_classes_apart() {
     assert!(tickets.iter_mut().all(|ticket| ticket.try_take().is_some()));
 }
 
-#[test]
-fn epoll_wakes_for_a_ticket() {
-    let scratch = scratch("epoll");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn epoll_wakes_for_a_ticket(cell: Cell) {
+    let mount = mount(cell, "epoll");
+    let engine = mount.open();
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll");
     for (class, data) in [(Class::Store, 1), (Class::Lookup, 2), (Class::Load, 3)] {
         epoll.add(engine.event_fd(class), EpollEvent::new(EpollFlags::EPOLLIN, data)).expect("epoll_ctl");
@@ -90,10 +88,10 @@ fn epoll_wakes_for_a_ticket() {
     assert!(matches!(ticket.try_take().expect("done").results[..], [Ok(1)]));
 }
 
-#[test]
-fn results_are_handed_out_once() {
-    let scratch = scratch("once");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn results_are_handed_out_once(cell: Cell) {
+    let mount = mount(cell, "once");
+    let engine = mount.open();
     let mut ticket = engine.store(stores(0..4, 4096));
     until("the store is done", || ticket.is_done());
     assert_eq!(ticket.try_take().expect("the first time").results.len(), 4);
@@ -112,10 +110,10 @@ fn results_are_handed_out_once() {
     assert_eq!(engine.delete(&[key(0)]).wait().results.len(), 1);
 }
 
-#[test]
-fn tickets_have_different_numbers() {
-    let scratch = scratch("numbers");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn tickets_have_different_numbers(cell: Cell) {
+    let mount = mount(cell, "numbers");
+    let engine = mount.open();
     let (a, b) = (engine.store(stores(0..1, 1)), engine.store(stores(1..2, 1)));
     let (c, d, e) = (engine.load(vec![]), engine.lookup_and_pin(&[]), engine.delete(&[]));
     let ids = std::collections::HashSet::from([a.id(), b.id(), c.id(), d.id(), e.id()]);
@@ -124,10 +122,10 @@ fn tickets_have_different_numbers() {
     done(b);
 }
 
-#[test]
-fn tickets_can_be_awaited() {
-    let scratch = scratch("await");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn tickets_can_be_awaited(cell: Cell) {
+    let mount = mount(cell, "await");
+    let engine = mount.open();
     block_on(async {
         let first = engine.store(stores(0..8, 70_000));
         let second = engine.store(stores(8..16, 70_000));
@@ -144,20 +142,20 @@ fn tickets_can_be_awaited() {
     });
 }
 
-#[test]
-fn a_ticket_can_be_awaited_on_another_thread() {
-    let scratch = scratch("await-elsewhere");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn a_ticket_can_be_awaited_on_another_thread(cell: Cell) {
+    let mount = mount(cell, "await-elsewhere");
+    let engine = mount.open();
     let tickets: Vec<_> = (0..32).map(|n| engine.store(stores(n..n + 1, 300_000))).collect();
     let waiter = std::thread::spawn(move || tickets.into_iter().map(|ticket| block_on(ticket).results.len()).sum());
     let results: usize = waiter.join().expect("no panic");
     assert_eq!(results, 32);
 }
 
-#[test]
-fn a_dropped_ticket_abandons_nothing() {
-    let scratch = scratch("dropped");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn a_dropped_ticket_abandons_nothing(cell: Cell) {
+    let mount = mount(cell, "dropped");
+    let engine = mount.open();
     let pool_bytes = engine.pool().status().used_bytes;
     for n in 0..50 {
         let mut buffer = engine.pool().alloc_timeout(100_000, WAIT_MAX).expect("buffers come back to the pool");
@@ -177,13 +175,13 @@ fn a_dropped_ticket_abandons_nothing() {
     until("it is deleted", || engine.usage().total_bytes_used == 49 * 100_000);
     drop(engine.lookup_and_pin(&[key(1)]));
     assert!(matches!(remove(&engine, &key(1)), Err(Error::Pinned { pins: 1, .. })), "the lookup pinned");
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }
 
-#[test]
-fn empty_batches_complete() {
-    let scratch = scratch("empty");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn empty_batches_complete(cell: Cell) {
+    let mount = mount(cell, "empty");
+    let engine = mount.open();
     let store = done(engine.store(vec![]));
     assert!(store.results.is_empty() && store.buffers.is_empty());
     let load = done(engine.load(vec![]));
@@ -193,15 +191,15 @@ fn empty_batches_complete() {
     assert_eq!(engine.unpin(&[]), 0);
 }
 
-#[test]
-fn close_completes_what_is_in_flight() {
+#[apply(each_cell!)]
+fn close_completes_what_is_in_flight(cell: Cell) {
     let seed = Seed::new("close_completes_what_is_in_flight");
     let mut rng = seed.rng(0);
-    let scratch = scratch("close");
-    for round in 0..12 {
-        let mut config = config(scratch.path());
+    let mount = mount(cell, "close");
+    for round in 0..cell.sized(12, 3) {
+        let mut config = mount.config();
         config.shards = 1 + round % 2;
-        let engine = Engine::open(config).expect("open");
+        let engine = mount.open_as(config);
         let before = engine.usage().total_bytes_used;
         let base = 1000 * round as u32;
         done(engine.store(stores(base..base + 20, 200_000)));
@@ -239,36 +237,35 @@ fn close_completes_what_is_in_flight() {
             }
         }
         assert!(found.try_take().is_some() && deleted.try_take().is_some());
-        assert_eq!(unfinished(scratch.path()).len(), 0);
-        let disk = Disk::read(scratch.path(), Layout::Fs);
+        assert_eq!(mount.unfinished().len(), 0);
+        let disk = mount.disk();
         assert_eq!(disk.bytes, before + 20 * 200_000 + added, "what was acknowledged, and nothing else");
     }
 }
 
-#[test]
-fn dropping_the_engine_closes_it() {
-    let scratch = scratch("drop");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn dropping_the_engine_closes_it(cell: Cell) {
+    let mount = mount(cell, "drop");
+    let engine = mount.open();
     let mut ticket = engine.store(stores(0..40, 200_000));
     drop(engine);
     let report = ticket.try_take().expect("done when the engine is gone");
     let stored = report.results.iter().filter(|result| result.is_ok()).count();
-    let engine = open(scratch.path());
+    let engine = mount.open();
     assert_eq!(engine.status().objects, stored as u64);
 }
 
-#[test]
-fn nothing_is_lost_between_eight_threads() {
+#[apply(each_cell!)]
+fn nothing_is_lost_between_eight_threads(cell: Cell) {
     const THREADS: u32 = 8;
     const OWN: u32 = 40;
     const SHARED: u32 = 30;
     let seed = Seed::new("nothing_is_lost_between_eight_threads");
-    let scratch = scratch("threads");
     for shards in [1, 2] {
-        let dir = scratch.join(&format!("{shards}"));
-        let mut config = config(&dir);
+        let mount = mount(cell, "threads");
+        let mut config = mount.config();
         config.shards = shards;
-        let engine = &Engine::open(config).expect("open");
+        let engine = &mount.open_as(config);
         // Winners of the keys that all threads store, each with bytes of its own.
         let wins: Vec<HashMap<u32, u64>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..THREADS)
@@ -316,7 +313,7 @@ fn nothing_is_lost_between_eight_threads() {
                 objects += 1;
             }
         }
-        let disk = assert_books(engine, &dir, Layout::Fs);
+        let disk = mount.assert_books(engine);
         assert_eq!(disk.files.len(), (THREADS * OWN) as usize + objects);
         assert_eq!(disk.bytes_by_salt["own"], u64::from(THREADS * OWN) * 10_001);
     }
@@ -332,12 +329,12 @@ fn reap(shared: u32, ticket: saltern::Ticket<saltern::StoreReport>, wins: &mut H
     }
 }
 
-#[test]
-fn a_full_queue_refuses_and_goes_on() {
-    let scratch = scratch("queue-full");
-    let mut config = config(scratch.path());
+#[apply(each_cell!)]
+fn a_full_queue_refuses_and_goes_on(cell: Cell) {
+    let mount = mount(cell, "queue-full");
+    let mut config = mount.config();
     config.max_queued_objects = 4;
-    let engine = Engine::open(config).expect("open");
+    let engine = mount.open_as(config);
     let (mut refused, mut stored) = (Vec::new(), 0);
     // No machine stores as fast as this submits; but that is timing, so more is tried if need be.
     for round in 0..100 {
@@ -367,16 +364,16 @@ fn a_full_queue_refuses_and_goes_on() {
         assert!(matches!(get(&engine, &key(*n), 200_000), Err(Error::NotFound)), "{n} was refused");
         assert!(matches!(put(&engine, &key(*n), &payload((*n).into(), 200_000)), Ok(200_000)), "{n} fits now");
     }
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }
 
-#[test]
-fn tickets_past_their_deadline_complete_and_leave_the_books_right() {
-    let scratch = scratch("deadline");
-    let mut late = config(scratch.path());
+#[apply(each_cell!)]
+fn tickets_past_their_deadline_complete_and_leave_the_books_right(cell: Cell) {
+    let mount = mount(cell, "deadline");
+    let mut late = mount.config();
     late.store_deadline = Duration::from_millis(1);
     late.load_deadline = Duration::from_millis(1);
-    let engine = Engine::open(late).expect("open");
+    let engine = mount.open_as(late);
     let pool_bytes = engine.pool().status().used_bytes;
     let stores: Vec<_> = (0..10).map(|batch| engine.store(stores(batch * 10..batch * 10 + 10, 1_000_003))).collect();
     let loads: Vec<_> = (0..10).map(|batch| engine.load(loads(batch * 10..batch * 10 + 10, 1_000_003))).collect();
@@ -395,11 +392,11 @@ fn tickets_past_their_deadline_complete_and_leave_the_books_right() {
             }
         }
     }
-    let disk = assert_books(&engine, scratch.path(), Layout::Fs);
+    let disk = mount.assert_books(&engine);
     until("all buffers are back", || engine.pool().status().used_bytes == pool_bytes);
     engine.close();
 
-    let engine = open(scratch.path());
+    let engine = mount.open();
     assert_eq!(engine.usage().total_bytes_used, disk.bytes);
     for n in 0..100 {
         match get(&engine, &key(n), 1_000_003) {
@@ -409,10 +406,10 @@ fn tickets_past_their_deadline_complete_and_leave_the_books_right() {
     }
 }
 
-#[test]
-fn two_stores_in_flight_become_one() {
-    let scratch = scratch("two-stores");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn two_stores_in_flight_become_one(cell: Cell) {
+    let mount = mount(cell, "two-stores");
+    let engine = mount.open();
     for n in 0..30 {
         let mut tickets: Vec<_> = (0..4)
             .map(|try_| engine.store(vec![(key(n), payload(try_, 500_000).into()), (key(n), vec![1; 7].into())]))
@@ -429,5 +426,5 @@ fn two_stores_in_flight_become_one() {
         assert_eq!(added, [500_000, 0, 0, 0, 0, 0], "the first one wins");
         assert!(get(&engine, &key(n), 500_000).expect("stored") == payload(0, 500_000));
     }
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }

@@ -7,34 +7,31 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use macro_rules_attribute::apply;
 use nix::sys::stat::{Mode, umask};
 use saltern::layout::NameError;
-use saltern::{DirectIo, Engine, Error, Layout, ObjectKey};
+use saltern::{DirectIo, Error, Layout, ObjectKey};
 use saltern_tests::{
-    Lender, Memory, Recorder, TMP, assert_books, config, done, file_name, find, get, key, open, payload, put, remove,
-    salted, unfinished, until,
+    Cell, Host, Lender, Memory, Mount, Recorder, TMP, done, file_name, find, get, key, payload, put, remove, salted,
+    until,
 };
 
-use crate::scratch;
+use crate::{mount, scratch};
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).expect("stat").mode() & 0o7777
 }
 
-/// A file's path by the key of its object, in the layout of `config`.
-fn file(dir: &Path, key: &ObjectKey) -> std::path::PathBuf {
-    dir.join(file_name(Layout::Fs, key))
-}
-
-#[test]
-fn a_second_engine_is_refused_and_told_who_is_first() {
-    let scratch = scratch("owner");
-    let first = open(scratch.path());
+#[apply(each_cell!)]
+fn a_second_engine_is_refused_and_told_who_is_first(cell: Cell) {
+    let mount = mount(cell, "owner");
+    let first = mount.open();
     put(&first, &key(1), b"x").expect("store");
     for _ in 0..2 {
-        match Engine::open(config(scratch.path())).map(|_| ()) {
+        match mount.try_open(mount.config()).map(drop) {
             Err(Error::VolumeOwned { dir, owner }) => {
-                assert_eq!(dir.canonicalize().expect("it exists"), scratch.path().canonicalize().expect("it exists"));
+                let whole = |dir: &Path| dir.canonicalize().expect("it exists");
+                assert!(mount.dirs().iter().any(|one| whole(one) == whole(&dir)), "{}", dir.display());
                 assert!(owner.contains(&std::process::id().to_string()), "{owner}");
             }
             other => panic!("{other:?}"),
@@ -42,39 +39,38 @@ fn a_second_engine_is_refused_and_told_who_is_first() {
     }
     assert!(get(&first, &key(1), 1).is_ok(), "the first one is not disturbed");
     first.close();
-    let second = open(scratch.path());
+    let second = mount.open();
     assert_eq!(find(&second, &key(1)), Some(1));
 }
 
-#[test]
-fn a_second_engine_is_refused_under_another_name_of_the_directory() {
-    let scratch = scratch("alias");
-    fs::create_dir(scratch.join("volume")).expect("mkdir");
-    symlink(scratch.join("volume"), scratch.join("alias")).expect("symlink");
-    let _first = open(&scratch.join("volume"));
-    let second = Engine::open(config(scratch.join("alias"))).map(|_| ());
+#[apply(each_cell!)]
+fn a_second_engine_is_refused_under_another_name_of_the_directory(cell: Cell) {
+    let mount = mount(cell, "alias");
+    fs::create_dir(&mount.dirs()[0]).expect("mkdir");
+    symlink(&mount.dirs()[0], mount.join("alias")).expect("symlink");
+    let _first = mount.open();
+    let mut config = mount.config();
+    config.dir = mount.join("alias");
+    let second = mount.try_open(config).map(drop);
     assert!(second.is_err(), "{second:?}");
 }
 
-#[test]
-fn files_are_private_whatever_the_umask() {
+#[apply(each_cell!)]
+fn files_are_private_whatever_the_umask(cell: Cell) {
     // For the whole process; other tests do not mind.
     umask(Mode::empty());
-    for layout in [Layout::Fs, Layout::NixlSharded] {
-        let scratch = scratch("modes");
-        let dir = scratch.join("created/too");
-        let mut config = config(&dir);
-        config.layout = layout;
-        let engine = Engine::open(config).expect("open");
-        put(&engine, &key(1), &payload(1, 10_000)).expect("store");
-        let object = dir.join(file_name(layout, &key(1)));
-        assert_eq!(mode(&object), 0o600, "{}", object.display());
-        let mut above = object.parent().expect("below the volume");
-        while above.starts_with(&dir) {
-            assert_eq!(mode(above), 0o700, "{}", above.display());
-            above = above.parent().expect("below the root");
-        }
-        let mut dirs = vec![dir.join(".saltern")];
+    let mount = Mount::below(cell, scratch("modes"), "created/too");
+    let engine = mount.open();
+    put(&engine, &key(1), &payload(1, 10_000)).expect("store");
+    let object = mount.file(&key(1));
+    assert_eq!(mode(&object), 0o600, "{}", object.display());
+    let mut above = object.parent().expect("below the volume");
+    while above.starts_with(mount.join("created")) && above != mount.join("created") {
+        assert_eq!(mode(above), 0o700, "{}", above.display());
+        above = above.parent().expect("below the root");
+    }
+    for dir in mount.each(".saltern") {
+        let mut dirs = vec![dir];
         while let Some(path) = dirs.pop() {
             let metadata = fs::symlink_metadata(&path).expect("stat");
             let expected = if metadata.is_dir() { 0o700 } else { 0o600 };
@@ -83,37 +79,38 @@ fn files_are_private_whatever_the_umask() {
                 dirs.extend(fs::read_dir(&path).expect("readdir").map(|entry| entry.expect("readdir").path()));
             }
         }
-        engine.close();
     }
+    engine.close();
 }
 
-#[test]
-fn modes_of_what_exists_are_left_alone() {
-    let scratch = scratch("existing");
-    let dir = scratch.join("volume");
-    fs::create_dir(&dir).expect("mkdir");
-    fs::set_permissions(&dir, Permissions::from_mode(0o755)).expect("chmod");
-    fs::write(file(&dir, &key(1)), b"old").expect("write");
-    fs::set_permissions(file(&dir, &key(1)), Permissions::from_mode(0o644)).expect("chmod");
-    let engine = open(&dir);
+#[apply(each_cell!)]
+fn modes_of_what_exists_are_left_alone(cell: Cell) {
+    let mount = mount(cell, "existing");
+    mount.plant(&key(1), b"old");
+    fs::set_permissions(mount.file(&key(1)), Permissions::from_mode(0o644)).expect("chmod");
+    for dir in mount.dirs() {
+        fs::create_dir_all(dir).expect("mkdir");
+        fs::set_permissions(dir, Permissions::from_mode(0o755)).expect("chmod");
+    }
+    let engine = mount.open();
     assert!(get(&engine, &key(1), 3).expect("load") == b"old");
     engine.close();
-    assert_eq!((mode(&dir), mode(&file(&dir, &key(1)))), (0o755, 0o644));
+    assert!(mount.dirs().iter().all(|dir| mode(dir) == 0o755));
+    assert_eq!(mode(&mount.file(&key(1))), 0o644);
 }
 
-#[test]
-fn a_link_in_place_of_an_object_is_never_followed() {
+#[apply(each_cell!)]
+fn a_link_in_place_of_an_object_is_never_followed(cell: Cell) {
     for planted_before in [true, false] {
-        let scratch = scratch("symlink");
-        let (dir, target) = (scratch.join("volume"), scratch.join("secret"));
-        fs::create_dir(&dir).expect("mkdir");
+        let mount = mount(cell, "symlink");
+        let target = mount.join("secret");
         fs::write(&target, b"secret").expect("write");
         fs::set_permissions(&target, Permissions::from_mode(0o640)).expect("chmod");
-        let plant = || symlink(&target, file(&dir, &key(1))).expect("symlink");
+        let plant = || symlink(&target, mount.ground(&key(1))).expect("symlink");
         if planted_before {
             plant();
         }
-        let engine = open(&dir);
+        let engine = mount.open();
         if !planted_before {
             plant();
         }
@@ -135,18 +132,19 @@ fn a_link_in_place_of_an_object_is_never_followed() {
     }
 }
 
-#[test]
-fn directories_of_the_volume_are_not_followed_either() {
-    let scratch = scratch("symlink-dir");
-    let elsewhere = scratch.join("elsewhere");
+#[apply(each_cell!)]
+fn directories_of_the_volume_are_not_followed_either(cell: Cell) {
     for planted in [".saltern", TMP] {
-        let dir = scratch.join(&planted.replace('/', "-"));
-        fs::create_dir_all(dir.join(planted).parent().expect("below the volume")).expect("mkdir");
+        let mount = mount(cell, "symlink-dir");
+        let elsewhere = mount.join("elsewhere");
         fs::create_dir_all(elsewhere.join("tmp")).expect("mkdir");
         fs::write(elsewhere.join("precious"), b"x").expect("write");
         fs::write(elsewhere.join("tmp/precious"), b"x").expect("write");
-        symlink(&elsewhere, dir.join(planted)).expect("symlink");
-        if let Ok(engine) = Engine::open(config(&dir)) {
+        for link in mount.each(planted) {
+            fs::create_dir_all(link.parent().expect("below the volume")).expect("mkdir");
+            symlink(&elsewhere, link).expect("symlink");
+        }
+        if let Ok(engine) = mount.try_open(mount.config()) {
             let _ = put(&engine, &key(1), b"x");
             engine.close();
         }
@@ -156,15 +154,18 @@ fn directories_of_the_volume_are_not_followed_either() {
         assert_eq!(names, ["precious", "tmp"], "{planted}");
         assert!(elsewhere.join("tmp/precious").exists(), "{planted}");
     }
-    // A shard directory of the sharded layout.
-    let (dir, elsewhere) = (scratch.join("sharded"), scratch.join("shard"));
-    fs::create_dir_all(&dir).expect("mkdir");
+}
+
+#[apply(each_cell_with_shard_directories!)]
+fn a_shard_directory_is_not_followed_either(cell: Cell) {
+    let mount = mount(cell, "symlink-shard");
+    let elsewhere = mount.join("elsewhere");
     fs::create_dir_all(&elsewhere).expect("mkdir");
-    let name = file_name(Layout::NixlSharded, &key(1));
-    symlink(&elsewhere, dir.join(&name[..2])).expect("symlink");
-    let mut config = config(&dir);
-    config.layout = Layout::NixlSharded;
-    let engine = Engine::open(config).expect("open");
+    for dir in mount.dirs() {
+        fs::create_dir(dir).expect("mkdir");
+        symlink(&elsewhere, dir.join(&file_name(cell.layout, &key(1))[..2])).expect("symlink");
+    }
+    let engine = mount.open();
     let stored = put(&engine, &key(1), b"x");
     assert!(stored.is_err(), "{stored:?}");
     assert_eq!(engine.usage().total_bytes_used, 0);
@@ -172,44 +173,49 @@ fn directories_of_the_volume_are_not_followed_either() {
     assert_eq!(fs::read_dir(&elsewhere).expect("readdir").count(), 0);
 }
 
-#[test]
-fn unfinished_stores_go_at_the_next_start() {
-    let scratch = scratch("unfinished");
-    open(scratch.path()).close();
-    for name in ["1.tmp", "0-17", "x"] {
-        fs::write(scratch.join(TMP).join(name), b"half of it").expect("write");
+#[apply(each_cell!)]
+fn unfinished_stores_go_at_the_next_start(cell: Cell) {
+    let mount = mount(cell, "unfinished");
+    mount.open().close();
+    for tmp in mount.each(TMP) {
+        for name in ["1.tmp", "0-17", "x"] {
+            fs::write(tmp.join(name), b"half of it").expect("write");
+        }
     }
-    let engine = open(scratch.path());
-    assert_eq!(engine.wait_recovered().unfinished, 3);
-    assert_eq!(unfinished(scratch.path()).len(), 0);
+    let engine = mount.open();
+    assert_eq!(engine.wait_recovered().unfinished, 3 * cell.volumes as u64);
+    assert_eq!(mount.unfinished().len(), 0);
     assert_eq!(engine.usage().total_bytes_used, 0);
 }
 
-#[test]
-fn foreign_files_are_counted_named_and_left_alone() {
-    let scratch = scratch("foreign");
+#[apply(each_cell!)]
+fn foreign_files_are_counted_named_and_left_alone(cell: Cell) {
+    let mount = mount(cell, "foreign");
     let mut files: Vec<&OsStr> =
         ["README.txt", "x.data", "m@0x1@0@ab.data", "line\nbreak", ".hidden"].map(OsStr::new).into();
     files.push(OsStr::from_bytes(b"\xff\xfe.data"));
     // As another layout writes it, so that is what it is here.
-    let nixl = file_name(Layout::Nixl, &key(1));
-    files.push(OsStr::new(&nixl));
+    let other = file_name(if cell.is_shared() { Layout::Fs } else { Layout::Nixl }, &key(1));
+    files.push(OsStr::new(&other));
+    let dir = &mount.dirs()[cell.volumes - 1];
+    fs::create_dir(dir).expect("mkdir");
     for name in &files {
-        fs::write(scratch.path().join(name), b"not yours").expect("write");
+        fs::write(dir.join(name), b"not yours").expect("write");
     }
-    fs::create_dir(scratch.join("lost+found")).expect("mkdir");
-    fs::write(scratch.join("lost+found/inside"), b"not yours").expect("write");
-    // A directory with the name of an object.
-    fs::create_dir(file(scratch.path(), &key(2))).expect("mkdir");
-    fs::write(file(scratch.path(), &key(3)), b"an object").expect("write");
+    fs::create_dir(dir.join("lost+found")).expect("mkdir");
+    fs::write(dir.join("lost+found/inside"), b"not yours").expect("write");
+    // A directory with the name of an object, wherever that would be.
+    let taken = mount.each(&file_name(cell.layout, &key(2)));
+    taken.iter().for_each(|path| fs::create_dir_all(path).expect("mkdir"));
+    mount.plant(&key(3), b"an object");
 
     // Unchecked at close: the suites' own reading of names takes less for foreign than the layout does.
-    let mut config = config(scratch.path());
+    let mut config = mount.config();
     config.steps = Default::default();
-    let engine = Engine::open(config).expect("open");
+    let engine = mount.open_as(config);
     let report = engine.wait_recovered();
-    assert_eq!((report.objects, report.foreign.count), (1, files.len() as u64 + 2), "{report:?}");
-    for name in ["README.txt", "x.data", "m@0x1@0@ab.data", "line\nbreak", ".hidden", &nixl, "lost+found"] {
+    assert_eq!((report.objects, report.foreign.count), (1, (files.len() + 1 + cell.volumes) as u64), "{report:?}");
+    for name in ["README.txt", "x.data", "m@0x1@0@ab.data", "line\nbreak", ".hidden", &other, "lost+found"] {
         let reason = report.foreign.examples.iter().find(|(foreign, _)| foreign == name);
         assert!(
             reason.is_some_and(|(_, reason)| !reason.is_empty()),
@@ -223,15 +229,15 @@ fn foreign_files_are_counted_named_and_left_alone() {
     assert!(remove(&engine, &key(2)).is_err());
     engine.close();
     for name in &files {
-        assert_eq!(fs::read(scratch.path().join(name)).expect("read"), b"not yours", "{name:?}");
+        assert_eq!(fs::read(dir.join(name)).expect("read"), b"not yours", "{name:?}");
     }
-    assert!(scratch.join("lost+found/inside").exists() && file(scratch.path(), &key(2)).is_dir());
+    assert!(dir.join("lost+found/inside").exists() && taken.iter().all(|path| path.is_dir()));
 }
 
-#[test]
-fn a_name_that_is_too_long_is_refused_alone() {
-    let scratch = scratch("name-max");
-    let engine = open(scratch.path());
+#[apply(each_cell!)]
+fn a_name_that_is_too_long_is_refused_alone(cell: Cell) {
+    let mount = mount(cell, "name-max");
+    let engine = mount.open();
     let long = ObjectKey::new(&"m".repeat(300), 0, 0, &[1; 32], "").expect("a valid key");
     let report = done(engine.store(vec![
         (key(1), vec![1; 10].into()),
@@ -249,23 +255,21 @@ fn a_name_that_is_too_long_is_refused_alone() {
     assert!(matches!(results[..], [Ok(10), Err(Error::Name(_) | Error::NotFound), Ok(10)]), "{results:?}");
 
     // The longest name that there is: 255 bytes.
-    let rest = file_name(Layout::Fs, &ObjectKey::new("m", 0, 0, &[1; 32], "").expect("a valid key")).len() - 1;
+    let path = file_name(cell.layout, &ObjectKey::new("m", 0, 0, &[1; 32], "").expect("a valid key"));
+    let rest = path.rsplit('/').next().expect("a name").len() - 1;
     for (chars, fits) in [(255 - rest, true), (256 - rest, false)] {
         let key = ObjectKey::new(&"m".repeat(chars), 0, 0, &[1; 32], "").expect("a valid key");
         assert_eq!(put(&engine, &key, b"x").is_ok(), fits, "{} bytes", rest + chars);
     }
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }
 
-#[test]
-fn keys_that_would_share_a_name_are_never_confused() {
-    for (layout, other) in
-        [(Layout::Fs, "a-SEP-b"), (Layout::Fs3, "a-SEP-b"), (Layout::Nixl, "a--b"), (Layout::NixlSharded, "a--b")]
+#[apply(each_cell!)]
+fn keys_that_would_share_a_name_are_never_confused(cell: Cell) {
+    let (layout, other) = (cell.layout, if cell.is_shared() { "a--b" } else { "a-SEP-b" });
     {
-        let scratch = scratch("collision");
-        let mut config = config(scratch.path());
-        config.layout = layout;
-        let engine = Engine::open(config.clone()).expect("open");
+        let mount = mount(cell, "collision");
+        let engine = mount.open();
         let [slash, spelled] =
             ["a/b", other].map(|model| ObjectKey::new(model, 7, 0, &[1; 32], "").expect("a valid key"));
         let report =
@@ -284,7 +288,7 @@ fn keys_that_would_share_a_name_are_never_confused() {
         }
         assert!(remove(&engine, &spelled).is_err());
         engine.close();
-        let engine = Engine::open(config).expect("open");
+        let engine = mount.open();
         assert_eq!((find(&engine, &slash), find(&engine, &spelled)), (Some(10), None), "{layout}");
         assert!(get(&engine, &slash, 10).expect("load") == [1; 10]);
     }
@@ -293,20 +297,20 @@ fn keys_that_would_share_a_name_are_never_confused() {
 /// Descriptors that an engine keeps open must not change what it says of files that others have changed.
 const OPEN_FILES: [Option<usize>; 2] = [Some(0), None];
 
-fn open_keeping(dir: &Path, open_files: Option<usize>) -> Engine {
-    let mut config = config(dir);
+fn open_keeping(mount: &Mount, open_files: Option<usize>) -> Host {
+    let mut config = mount.config();
     config.open_files = open_files;
-    Engine::open(config).expect("open")
+    mount.open_as(config)
 }
 
-#[test]
-fn a_file_that_vanished_is_a_miss_and_not_counted() {
+#[apply(each_cell!)]
+fn a_file_that_vanished_is_a_miss_and_not_counted(cell: Cell) {
     for open_files in OPEN_FILES {
-        let scratch = scratch("vanished");
-        let engine = open_keeping(scratch.path(), open_files);
+        let mount = mount(cell, "vanished");
+        let engine = open_keeping(&mount, open_files);
         for n in 0..3 {
             put(&engine, &salted(n, "s"), &payload(n.into(), 5000)).expect("store");
-            fs::remove_file(file(scratch.path(), &salted(n, "s"))).expect("unlink");
+            fs::remove_file(mount.file(&salted(n, "s"))).expect("unlink");
         }
         put(&engine, &salted(3, "s"), b"stays").expect("store");
         let loaded = get(&engine, &salted(0, "s"), 5000).map(|bytes| bytes.len());
@@ -319,38 +323,38 @@ fn a_file_that_vanished_is_a_miss_and_not_counted() {
         // What is gone can be stored again.
         assert!(matches!(put(&engine, &salted(0, "s"), &payload(9, 6000)), Ok(6000)));
         assert!(get(&engine, &salted(0, "s"), 6000).expect("load") == payload(9, 6000));
-        let disk = assert_books(&engine, scratch.path(), Layout::Fs);
+        let disk = mount.assert_books(&engine);
         assert_eq!(disk.bytes_by_salt["s"], 6005);
     }
 }
 
-#[test]
-fn a_vanished_file_is_told_to_listeners() {
+#[apply(each_cell!)]
+fn a_vanished_file_is_told_to_listeners(cell: Cell) {
     for open_files in OPEN_FILES {
-        let scratch = scratch("vanished-told");
-        let engine = open_keeping(scratch.path(), open_files);
+        let mount = mount(cell, "vanished-told");
+        let engine = open_keeping(&mount, open_files);
         let heard = Recorder::new();
         engine.subscribe(heard.clone()).expect("subscribe");
         put(&engine, &key(1), &[1; 77]).expect("store");
-        fs::remove_file(file(scratch.path(), &key(1))).expect("unlink");
+        fs::remove_file(mount.file(&key(1))).expect("unlink");
         assert!(get(&engine, &key(1), 77).is_err(), "{open_files:?}");
         engine.close();
         assert_eq!((heard.bytes(), heard.objects().len()), (0, 0));
     }
 }
 
-#[test]
-fn a_file_that_was_cut_or_grew_never_gives_wrong_bytes() {
-    let sizes = [0, 1, 4096, 9999, 10_001, 50_000];
+#[apply(each_cell!)]
+fn a_file_that_was_cut_or_grew_never_gives_wrong_bytes(cell: Cell) {
+    let sizes = cell.sized(&[0, 1, 4096, 9999, 10_001, 50_000][..], &[0, 9999, 50_000]);
     let modes =
         OPEN_FILES.iter().flat_map(|open_files| [DirectIo::Auto, DirectIo::Off].map(|direct| (*open_files, direct)));
-    for ((open_files, direct), found) in modes.flat_map(|mode| sizes.map(|found| (mode, found))) {
-        let scratch = scratch("damaged");
-        let mut config = config(scratch.path());
+    for ((open_files, direct), found) in modes.flat_map(|mode| sizes.iter().map(move |found| (mode, *found))) {
+        let mount = mount(cell, "damaged");
+        let mut config = mount.config();
         (config.direct_io, config.open_files) = (direct, open_files);
-        let engine = Engine::open(config).expect("open");
+        let engine = mount.open_as(config);
         put(&engine, &key(1), &payload(1, 10_000)).expect("store");
-        let object = File::options().write(true).open(file(scratch.path(), &key(1))).expect("open");
+        let object = File::options().write(true).open(mount.file(&key(1))).expect("open");
         object.set_len(found).expect("truncate");
         for _ in 0..2 {
             match get(&engine, &key(1), 10_000) {
@@ -370,8 +374,8 @@ fn a_file_that_was_cut_or_grew_never_gives_wrong_bytes() {
 /// Plants something at a path.
 type Plant = fn(&Path);
 
-#[test]
-fn something_else_in_the_place_of_an_object_is_a_miss() {
+#[apply(each_cell!)]
+fn something_else_in_the_place_of_an_object_is_a_miss(cell: Cell) {
     let plants: [(&str, Plant); 4] = [
         // To something of the very size.
         ("link", |path| {
@@ -384,14 +388,14 @@ fn something_else_in_the_place_of_an_object_is_a_miss() {
     ];
     let modes = [(DirectIo::Auto, Some(0)), (DirectIo::Off, Some(0)), (DirectIo::Auto, None)];
     for ((direct, open_files), (what, plant)) in modes.into_iter().flat_map(|mode| plants.map(|plant| (mode, plant))) {
-        let scratch = scratch("replaced");
-        let mut config = config(scratch.path());
+        let mount = mount(cell, "replaced");
+        let mut config = mount.config();
         (config.direct_io, config.open_files) = (direct, open_files);
         // A short name, for the socket's sake.
         let short = ObjectKey::new("m", 0, 0, &[1], "").expect("a valid key");
-        let path = file(scratch.path(), &short);
-        let engine = Engine::open(config).expect("open");
+        let engine = mount.open_as(config);
         put(&engine, &short, &[1; 5000]).expect("store");
+        let path = mount.file(&short);
         fs::remove_file(&path).expect("unlink");
         plant(&path);
         let loaded = get(&engine, &short, 5000).map(|bytes| bytes.len());
@@ -403,42 +407,42 @@ fn something_else_in_the_place_of_an_object_is_a_miss() {
     }
 }
 
-#[test]
-fn a_delete_takes_nothing_away_but_objects() {
+#[apply(each_cell!)]
+fn a_delete_takes_nothing_away_but_objects(cell: Cell) {
     for open_files in OPEN_FILES {
-        let scratch = scratch("replaced-delete");
-        let engine = open_keeping(scratch.path(), open_files);
+        let mount = mount(cell, "replaced-delete");
+        let engine = open_keeping(&mount, open_files);
         put(&engine, &key(1), &[1; 5000]).expect("store");
-        let path = file(scratch.path(), &key(1));
+        let path = mount.file(&key(1));
         fs::remove_file(&path).expect("unlink");
         fs::create_dir(&path).expect("mkdir");
         fs::write(path.join("precious"), b"x").expect("write");
         let deleted = remove(&engine, &key(1));
         assert!(path.join("precious").exists(), "{open_files:?}: {deleted:?}");
         engine.close();
-        let engine = open(scratch.path());
-        assert_books(&engine, scratch.path(), Layout::Fs);
+        let engine = mount.open();
+        mount.assert_books(&engine);
     }
 }
 
-#[test]
-fn padded_files_load_when_that_is_wanted() {
-    let scratch = scratch("padded");
+#[apply(each_cell!)]
+fn padded_files_load_when_that_is_wanted(cell: Cell) {
+    let mount = mount(cell, "padded");
     let mut file_bytes = payload(1, 10_000);
     file_bytes.resize(12_288, 0xdd);
-    fs::write(file(scratch.path(), &key(1)), &file_bytes).expect("write");
+    mount.plant(&key(1), &file_bytes);
 
-    let strict = open(scratch.path());
+    let strict = mount.open();
     for len in [10_000, 12_287, 12_289] {
         assert!(matches!(get(&strict, &key(1), len), Err(Error::WrongSize { object_bytes: 12_288, .. })), "{len}");
     }
     strict.close();
 
     for direct in [DirectIo::Auto, DirectIo::Off] {
-        let mut config = config(scratch.path());
+        let mut config = mount.config();
         config.padding_bytes = 4096;
         config.direct_io = direct;
-        let engine = Engine::open(config).expect("open");
+        let engine = mount.open_as(config);
         let mut lender = Lender::new(1 << 20);
         lender.register(&engine);
         for memory in [
@@ -467,43 +471,50 @@ fn padded_files_load_when_that_is_wanted() {
             assert!(matches!(get(&engine, &key(1), len), Err(Error::WrongSize { .. })), "{len}");
         }
         assert_eq!(engine.usage().total_bytes_used, 12_288, "what it takes on disk");
-        assert_books(&engine, scratch.path(), Layout::Fs);
+        mount.assert_books(&engine);
         engine.close();
     }
 }
 
-#[test]
-fn an_object_that_is_too_large_is_refused() {
-    let scratch = scratch("too-large");
-    let mut config = config(scratch.path());
+#[apply(each_cell!)]
+fn an_object_that_is_too_large_is_refused(cell: Cell) {
+    let mount = mount(cell, "too-large");
+    let mut config = mount.config();
     config.max_object_bytes = 10_000;
-    let engine = Engine::open(config).expect("open");
+    let engine = mount.open_as(config);
     assert!(matches!(put(&engine, &key(1), &[0; 10_001]), Err(Error::TooLarge { bytes: 10_001, limit: 10_000 })));
     assert!(matches!(put(&engine, &key(1), &[0; 10_000]), Ok(10_000)));
-    assert_books(&engine, scratch.path(), Layout::Fs);
+    mount.assert_books(&engine);
 }
 
-#[test]
-fn a_volume_that_was_moved_away_is_unhealthy() {
-    let scratch = scratch("moved");
-    let engine = open(&scratch.join("volume"));
+#[apply(each_cell!)]
+fn a_volume_that_was_moved_away_is_unhealthy(cell: Cell) {
+    let mount = mount(cell, "moved");
+    let engine = mount.open();
     put(&engine, &key(1), b"x").expect("store");
     assert!(engine.status().is_healthy, "{:?}", engine.status().problems);
-    fs::rename(scratch.join("volume"), scratch.join("moved")).expect("rename");
+    fs::rename(&mount.dirs()[0], mount.join("moved")).expect("rename");
     until("the engine notices", || !engine.status().is_healthy);
     assert!(!engine.status().problems.is_empty());
 }
 
-#[test]
-fn a_directory_that_cannot_be_one_is_an_error() {
-    let scratch = scratch("not-a-directory");
-    fs::write(scratch.join("file"), b"x").expect("write");
+#[apply(each_cell!)]
+fn a_directory_that_cannot_be_one_is_an_error(cell: Cell) {
+    let mount = mount(cell, "not-a-directory");
+    fs::write(mount.join("file"), b"x").expect("write");
     for path in ["file", "file/below"] {
-        let opened = Engine::open(config(scratch.join(path))).map(|_| ());
+        let mut config = mount.config();
+        config.dir = mount.join(path);
+        let opened = mount.try_open(config).map(drop);
         assert!(matches!(opened, Err(Error::Io { .. } | Error::Config { .. })), "{opened:?}");
     }
-    let mut config = config(scratch.join("volume"));
+    // A directory that comes after it was made already.
+    let mount = crate::mount(cell, "not-a-configuration");
+    let mut config = mount.config();
     config.shards = 0;
-    assert!(matches!(Engine::open(config).map(|_| ()), Err(Error::Config { option: "shards", .. })));
-    assert!(!scratch.join("volume").exists(), "nothing is made before the configuration is known to be good");
+    assert!(matches!(mount.try_open(config).map(drop), Err(Error::Config { option: "shards", .. })));
+    assert!(
+        mount.dirs().iter().all(|dir| !dir.exists()),
+        "nothing is made before the configuration is known to be good"
+    );
 }

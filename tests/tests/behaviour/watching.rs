@@ -4,11 +4,12 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
 
+use macro_rules_attribute::apply;
 use saltern::steps::{Step, Steps};
-use saltern::{Buffer, Discovery, Engine, Error, LatencyStatus, Layout};
-use saltern_tests::{Exposition, assert_books, config, done, find, get, key, payload, put, remove, until};
+use saltern::{Buffer, Discovery, Error, LatencyStatus, Layout};
+use saltern_tests::{Cell, Exposition, Host, Mount, done, find, get, key, payload, put, remove, until};
 
-use crate::scratch;
+use crate::{mount, scratch};
 
 /// A Python that has `prometheus_client`, as LMCache's has.
 const PYTHON: &str = "SALTERN_LMCACHE_PYTHON";
@@ -23,13 +24,13 @@ fn check_order(latency: LatencyStatus) {
     assert!(p50_us <= p90_us && p90_us <= p99_us && p99_us <= p999_us && p999_us <= max_us, "{latency:?}");
 }
 
-#[test]
-fn latencies_count_what_the_counters_count() {
+#[apply(each_cell!)]
+fn latencies_count_what_the_counters_count(cell: Cell) {
     for shards in [1, 3] {
-        let scratch = scratch("latencies");
-        let mut config = config(scratch.path());
+        let mount = mount(cell, "latencies");
+        let mut config = mount.config();
         (config.shards, config.capacity_bytes) = (shards, Some(1 << 20));
-        let engine = Engine::open(config).expect("open");
+        let engine = mount.open_as(config);
         let before = engine.status().latency;
         assert!(before.store.is_none() && before.load.is_none(), "nothing was done");
         for n in 0..50 {
@@ -52,33 +53,33 @@ fn latencies_count_what_the_counters_count() {
         let lookups = engine.status().latency.lookup.expect("some of them were measured");
         assert!(lookups.count < 500, "not each: {lookups:?}");
         check_order(lookups);
-        assert_books(&engine, scratch.path(), Layout::Fs);
+        mount.assert_books(&engine);
     }
 }
 
-#[test]
-fn lookups_that_ask_the_disk_are_measured_one_by_one() {
-    let scratch = scratch("disk-lookups");
-    let mut config = config(scratch.path());
+#[apply(each_cell!)]
+fn lookups_that_ask_the_disk_are_measured_one_by_one(cell: Cell) {
+    let mount = mount(cell, "disk-lookups");
+    let mut config = mount.config();
     (config.discovery, config.absent_ttl) = (Discovery::ScanAndAsk, Default::default());
-    let engine = Engine::open(config).expect("open");
+    let engine = mount.open_as(config);
     assert_eq!(done(engine.lookup_and_pin(&[key(1), key(2), key(3)])).hits(), 0);
     assert_eq!(count(engine.status().latency.disk_lookup), 3);
 }
 
-#[test]
-fn queues_show_what_waits_and_a_shard_that_stands_can_be_asked() {
-    let scratch = scratch("queues");
+#[apply(each_cell_of_one_volume!)]
+fn queues_show_what_waits_and_a_shard_that_stands_can_be_asked(cell: Cell) {
+    let mount = mount(cell, "queues");
     let (came, may_go) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
     let (at, go) = (came.clone(), may_go.clone());
-    let mut config = config(scratch.path());
+    let mut config = mount.config();
     config.steps = Steps::new(move |step, at_key| {
         if step == Step::Loading && *at_key == key(1) {
             at.wait();
             go.wait();
         }
     });
-    let engine = Engine::open(config).expect("open");
+    let engine = mount.open_as(config);
     for n in 1..=2 {
         put(&engine, &key(n), &payload(n.into(), 5000)).expect("store");
     }
@@ -98,11 +99,11 @@ fn queues_show_what_waits_and_a_shard_that_stands_can_be_asked() {
 }
 
 /// An engine that has done some of everything, in a directory whose name needs quoting.
-fn busy() -> (saltern_tests::Scratch, Engine) {
-    let scratch = scratch("metrics");
-    let mut config = config(scratch.join("a \"quoted\\\" näme\nwith a break"));
-    (config.shards, config.capacity_bytes) = (2, Some(100_000));
-    let engine = Engine::open(config).expect("open");
+fn busy(cell: Cell) -> (Mount, Host) {
+    let mount = Mount::below(cell, scratch("metrics"), "a \"quoted\\\" näme\nwith a break");
+    let mut config = mount.config();
+    (config.shards, config.capacity_bytes, config.volume_capacity_bytes) = (2, Some(100_000), Some(90_000));
+    let engine = mount.open_as(config);
     for n in 0..9 {
         put(&engine, &key(n), &payload(n.into(), 10_000)).expect("store");
     }
@@ -114,12 +115,12 @@ fn busy() -> (saltern_tests::Scratch, Engine) {
     assert_eq!((find(&engine, &key(0)), find(&engine, &key(77))), (Some(10_000), None));
     remove(&engine, &key(8)).expect("delete");
     until("nothing is queued", || engine.status().queued_objects == 0);
-    (scratch, engine)
+    (mount, engine)
 }
 
-#[test]
-fn metrics_say_what_status_says() {
-    let (scratch, engine) = busy();
+#[apply(each_cell!)]
+fn metrics_say_what_status_says(cell: Cell) {
+    let (mount, engine) = busy(cell);
     let (text, status) = (engine.metrics(), engine.status());
     let metrics = Exposition::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     let value = |name: &str| metrics.value(&format!("saltern_{name}"), &[]);
@@ -137,14 +138,27 @@ fn metrics_say_what_status_says() {
     for shard in ["0", "1"] {
         assert_eq!(of("shard_up", "shard", shard), 1.0);
     }
+    assert_eq!(status.volumes.len(), cell.volumes);
+    for (number, (volume, dir)) in status.volumes.iter().zip(mount.dirs()).enumerate() {
+        let of = |name: &str| {
+            let labels = [("volume", &*number.to_string()), ("dir", dir.to_str().expect("text"))];
+            metrics.value(&format!("saltern_volume_{name}"), &labels)
+        };
+        assert_eq!((of("up"), of("writable"), of("reserved_bytes")), (1.0, 1.0, 0.0));
+        assert_eq!((of("used_bytes"), of("capacity_bytes")), (volume.used_bytes as f64, 90_000.0));
+        assert!(of("free_bytes") > 0.0 && of("size_bytes") >= of("free_bytes"));
+        assert_eq!(of("spares_bytes"), volume.spares.bytes as f64);
+    }
+    let used: u64 = status.volumes.iter().map(|volume| volume.used_bytes).sum();
+    assert_eq!(used, 80_000, "volumes add up");
     let info = &metrics.0["saltern_engine"].samples[0].1;
-    assert_eq!(info["dir"], scratch.join("a \"quoted\\\" näme\nwith a break").display().to_string());
-    assert_eq!((info["layout"].as_str(), info["eviction"].as_str()), ("fs", "host"));
+    assert_eq!(info["dir"], mount.dirs()[0].display().to_string());
+    assert_eq!((info["layout"].as_str(), info["eviction"].as_str()), (cell.layout.name(), "host"));
 }
 
-#[test]
-fn names_are_as_prometheus_has_them() {
-    let (_scratch, engine) = busy();
+#[apply(each_cell!)]
+fn names_are_as_prometheus_has_them(cell: Cell) {
+    let (_mount, engine) = busy(cell);
     let metrics = Exposition::parse(&engine.metrics()).expect("metrics");
     for (name, family) in &metrics.0 {
         assert!(name.starts_with("saltern_") && !name.ends_with("_total"), "{name}");
@@ -165,7 +179,8 @@ fn prometheus_own_parser_takes_the_text() {
         println!("skipped: {PYTHON} is not set; the text is checked by this suite's own parser");
         return;
     };
-    let (_scratch, engine) = busy();
+    // A volume is a label: the more of them, the more there is to take.
+    let (_mount, engine) = busy(Cell { layout: Layout::Fs, volumes: 3 });
     let script = "import sys\nfrom prometheus_client.openmetrics.parser import text_string_to_metric_families as parse\n\
                   print(sum(len(family.samples) for family in parse(sys.stdin.read())))";
     let mut child = Command::new(python)

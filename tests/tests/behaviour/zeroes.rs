@@ -1,7 +1,7 @@
 //! New files that get written blocks before they are written (FALLOC_FL_WRITE_ZEROES), and where the device cannot.
 //!
 //! No device of the machines that this was made on can. What a device answers is played by a seccomp filter on `fallocate`, by
-//! the length that is asked for; a played success makes no blocks, which a store does not need either.
+//! the length that is asked for; a played success makes no blocks, which a store does not need either. Plain tests: about the device.
 
 use std::collections::BTreeMap;
 use std::process::Command;
