@@ -53,6 +53,7 @@ mod health;
 mod limits;
 mod listing;
 mod model;
+mod obstacles;
 mod pins;
 mod priorities;
 mod quotas;
