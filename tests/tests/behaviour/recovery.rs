@@ -51,55 +51,48 @@ fn open_held(mount: &Mount) -> (Host, OpenOnDrop) {
 fn everything_is_there_after_a_restart(cell: Cell) {
     let sizes = [0, 1, 511, 4095, 4096, 4097, 70_000, 1_048_577];
     let layout = cell.layout;
-    {
-        for shards in [1, 3] {
-            let mount = mount(cell, "restart");
-            let mut config = mount.config();
-            config.shards = shards;
-            let content = |n: usize| payload(n as u64, sizes[n % sizes.len()]);
-            let keys = varied(layout);
-            let engine = mount.open_as(config.clone());
-            for (n, key) in keys.iter().enumerate() {
-                assert!(matches!(put(&engine, key, &content(n)), Ok(bytes) if bytes == content(n).len() as u64));
-            }
-            let usage = engine.usage();
-            engine.close();
-
-            config.shards = 4 - shards;
-            let engine = mount.open_as(config);
-            let report = engine.wait_recovered();
-            assert_eq!((report.objects, report.bytes), (keys.len() as u64, usage.total_bytes_used));
-            assert_eq!((report.foreign.count, report.unfinished), (0, 0));
-            assert_eq!(engine.usage(), usage, "by salt, too");
-            assert!(engine.status().recovered);
-            for (n, key) in keys.iter().enumerate() {
-                assert_eq!(find(&engine, key), Some(content(n).len() as u64), "{layout}: {key}");
-                assert!(get(&engine, key, content(n).len()).expect("load") == content(n), "{layout}: {key}");
-                assert!(matches!(put(&engine, key, b"another"), Ok(0)), "the first store wins, also after a restart");
-            }
-            mount.assert_books(&engine);
+    for shards in [1, 3] {
+        let mount = mount(cell, "restart");
+        let mut config = mount.config();
+        config.shards = shards;
+        let content = |n: usize| payload(n as u64, sizes[n % sizes.len()]);
+        let keys = varied(layout);
+        let engine = mount.open_as(config.clone());
+        for (n, key) in keys.iter().enumerate() {
+            assert!(matches!(put(&engine, key, &content(n)), Ok(bytes) if bytes == content(n).len() as u64));
         }
+        let usage = engine.usage();
+        engine.close();
+
+        config.shards = 4 - shards;
+        let engine = mount.open_as(config);
+        let report = engine.wait_recovered();
+        assert_eq!((report.objects, report.bytes), (keys.len() as u64, usage.total_bytes_used));
+        assert_eq!((report.foreign.count, report.unfinished), (0, 0));
+        assert_eq!(engine.usage(), usage, "by salt, too");
+        assert!(engine.status().recovered);
+        for (n, key) in keys.iter().enumerate() {
+            assert_eq!(find(&engine, key), Some(content(n).len() as u64), "{layout}: {key}");
+            assert!(get(&engine, key, content(n).len()).expect("load") == content(n), "{layout}: {key}");
+            assert!(matches!(put(&engine, key, b"another"), Ok(0)), "the first store wins, also after a restart");
+        }
+        mount.assert_books(&engine);
     }
 }
 
 #[apply(each_cell!)]
 fn files_of_other_programs_are_objects_too(cell: Cell) {
     let layout = cell.layout;
-    {
-        let mount = mount(cell, "other-programs");
-        let keys = varied(layout);
-        for (n, key) in keys.iter().enumerate() {
-            mount.plant(key, &payload(n as u64, 1000 * n + 1));
-        }
-        let engine = mount.open();
-        let disk = mount.assert_books(&engine);
-        assert_eq!(disk.files.len(), keys.len());
-        for (n, key) in keys.iter().enumerate() {
-            assert!(
-                get(&engine, key, 1000 * n + 1).expect("load") == payload(n as u64, 1000 * n + 1),
-                "{layout}: {key}"
-            );
-        }
+    let mount = mount(cell, "other-programs");
+    let keys = varied(layout);
+    for (n, key) in keys.iter().enumerate() {
+        mount.plant(key, &payload(n as u64, 1000 * n + 1));
+    }
+    let engine = mount.open();
+    let disk = mount.assert_books(&engine);
+    assert_eq!(disk.files.len(), keys.len());
+    for (n, key) in keys.iter().enumerate() {
+        assert!(get(&engine, key, 1000 * n + 1).expect("load") == payload(n as u64, 1000 * n + 1), "{layout}: {key}");
     }
 }
 

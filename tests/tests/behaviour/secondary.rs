@@ -36,38 +36,36 @@ fn assert_counted(engine: &Host, mount: &Mount) -> Disk {
 #[apply(each_cell_of_nixl!)]
 fn what_is_only_counted_is_found_by_whoever_asks(cell: Cell) {
     let layout = cell.layout;
-    {
-        let mount = mount(cell, "ask");
-        let keys = varied(layout);
-        let content = |n: usize| payload(n as u64, 1000 * n + 1);
-        for (n, key) in keys.iter().enumerate() {
-            mount.plant(key, &content(n));
-        }
-        let engine = mount.open_as(config(&mount, GIB, Discovery::Ask));
-        let heard = Recorder::new();
-        engine.subscribe(heard.clone()).expect("subscribe");
-        let report = engine.wait_recovered();
-        assert_eq!((report.objects, report.foreign.count), (keys.len() as u64, 0));
-        assert_eq!(engine.status().objects, 0, "{layout}: nobody has asked");
-        assert_counted(&engine, &mount);
-        // Looked up, loaded, stored and deleted without a lookup before.
-        for (n, key) in keys.iter().enumerate() {
-            let bytes = content(n).len() as u64;
-            match n % 4 {
-                0 => assert_eq!(find(&engine, key), Some(bytes)),
-                1 => assert!(get(&engine, key, content(n).len()).expect("load") == content(n)),
-                2 => assert!(matches!(put(&engine, key, b"another"), Ok(0)), "it is there"),
-                _ => assert!(matches!(remove(&engine, key), Ok(freed) if freed == bytes)),
-            }
-            assert_counted(&engine, &mount);
-        }
-        assert_eq!(engine.status().latent_objects, 0);
-        let disk = mount.assert_books(&engine);
-        until("all is told", || heard.bytes() == disk.bytes);
-        engine.close();
-        let recovered = heard.events().iter().filter(|event| event.kind == EventKind::Recovered).count();
-        assert_eq!(recovered, keys.len(), "each was entered once");
+    let mount = mount(cell, "ask");
+    let keys = varied(layout);
+    let content = |n: usize| payload(n as u64, 1000 * n + 1);
+    for (n, key) in keys.iter().enumerate() {
+        mount.plant(key, &content(n));
     }
+    let engine = mount.open_as(config(&mount, GIB, Discovery::Ask));
+    let heard = Recorder::new();
+    engine.subscribe(heard.clone()).expect("subscribe");
+    let report = engine.wait_recovered();
+    assert_eq!((report.objects, report.foreign.count), (keys.len() as u64, 0));
+    assert_eq!(engine.status().objects, 0, "{layout}: nobody has asked");
+    assert_counted(&engine, &mount);
+    // Looked up, loaded, stored and deleted without a lookup before.
+    for (n, key) in keys.iter().enumerate() {
+        let bytes = content(n).len() as u64;
+        match n % 4 {
+            0 => assert_eq!(find(&engine, key), Some(bytes)),
+            1 => assert!(get(&engine, key, content(n).len()).expect("load") == content(n)),
+            2 => assert!(matches!(put(&engine, key, b"another"), Ok(0)), "it is there"),
+            _ => assert!(matches!(remove(&engine, key), Ok(freed) if freed == bytes)),
+        }
+        assert_counted(&engine, &mount);
+    }
+    assert_eq!(engine.status().latent_objects, 0);
+    let disk = mount.assert_books(&engine);
+    until("all is told", || heard.bytes() == disk.bytes);
+    engine.close();
+    let recovered = heard.events().iter().filter(|event| event.kind == EventKind::Recovered).count();
+    assert_eq!(recovered, keys.len(), "each was entered once");
 }
 
 #[apply(each_cell_of_nixl!)]

@@ -267,31 +267,27 @@ fn a_name_that_is_too_long_is_refused_alone(cell: Cell) {
 #[apply(each_cell!)]
 fn keys_that_would_share_a_name_are_never_confused(cell: Cell) {
     let (layout, other) = (cell.layout, if cell.is_shared() { "a--b" } else { "a-SEP-b" });
-    {
-        let mount = mount(cell, "collision");
-        let engine = mount.open();
-        let [slash, spelled] =
-            ["a/b", other].map(|model| ObjectKey::new(model, 7, 0, &[1; 32], "").expect("a valid key"));
-        let report =
-            done(engine.store(vec![(slash.clone(), vec![1; 10].into()), (spelled.clone(), vec![2; 10].into())]));
-        match &report.results[..] {
-            [Ok(10), Err(error @ Error::Name(NameError::Collision { .. }))] => {
-                let message = error.to_string();
-                assert!(message.contains("a/b") && message.contains(other), "{message}");
-            }
-            other => panic!("{layout}: {other:?}"),
+    let mount = mount(cell, "collision");
+    let engine = mount.open();
+    let [slash, spelled] = ["a/b", other].map(|model| ObjectKey::new(model, 7, 0, &[1; 32], "").expect("a valid key"));
+    let report = done(engine.store(vec![(slash.clone(), vec![1; 10].into()), (spelled.clone(), vec![2; 10].into())]));
+    match &report.results[..] {
+        [Ok(10), Err(error @ Error::Name(NameError::Collision { .. }))] => {
+            let message = error.to_string();
+            assert!(message.contains("a/b") && message.contains(other), "{message}");
         }
-        for _ in 0..2 {
-            let found = get(&engine, &spelled, 10);
-            assert!(matches!(found, Err(Error::Name(_) | Error::NotFound)), "{layout}: {found:?}");
-            assert_eq!(find(&engine, &spelled), None, "{layout}");
-        }
-        assert!(remove(&engine, &spelled).is_err());
-        engine.close();
-        let engine = mount.open();
-        assert_eq!((find(&engine, &slash), find(&engine, &spelled)), (Some(10), None), "{layout}");
-        assert!(get(&engine, &slash, 10).expect("load") == [1; 10]);
+        other => panic!("{layout}: {other:?}"),
     }
+    for _ in 0..2 {
+        let found = get(&engine, &spelled, 10);
+        assert!(matches!(found, Err(Error::Name(_) | Error::NotFound)), "{layout}: {found:?}");
+        assert_eq!(find(&engine, &spelled), None, "{layout}");
+    }
+    assert!(remove(&engine, &spelled).is_err());
+    engine.close();
+    let engine = mount.open();
+    assert_eq!((find(&engine, &slash), find(&engine, &spelled)), (Some(10), None), "{layout}");
+    assert!(get(&engine, &slash, 10).expect("load") == [1; 10]);
 }
 
 /// Descriptors that an engine keeps open must not change what it says of files that others have changed.
