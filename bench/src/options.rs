@@ -40,6 +40,8 @@ pub struct Options {
     pub rounds: usize,
     /// Whether other engines do the same, in the same rounds.
     pub baselines: bool,
+    /// On a device: measure direct transfers, too. A process has cuFile directly or in compatibility mode, not both.
+    pub gpu_direct: bool,
     /// What the run should stay below, where `total_bytes` leaves the choice.
     pub budget: Duration,
     /// Decides payloads, keys and orders.
@@ -59,6 +61,7 @@ impl Default for Options {
             phases: vec![Phase::Fresh, Phase::Load, Phase::Lookup, Phase::Restart],
             rounds: 5,
             baselines: false,
+            gpu_direct: true,
             budget: Duration::from_secs(45),
             seed: 1,
         }

@@ -71,7 +71,7 @@ impl Core {
                 self.evicted(&[Evicted { salt: op.keyed.salt, bytes: op.held.bytes, is_gone }]);
             }
             // Who asked for a device hears that its sender is gone.
-            Command::Attach(..) => {}
+            Command::Attach(..) | Command::Settle { .. } => {}
             Command::Twin(_) | Command::Lost(_) | Command::Released(_) | Command::Adopt | Command::Close => {}
         }
     }

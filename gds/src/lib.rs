@@ -16,9 +16,9 @@ mod cufile;
 mod error;
 pub mod machine;
 
-pub use cuda::{CudaDevice, CudaOptions, DeviceSlice, Driver, GpuInfo, HostKind, HostMemory};
+pub use cuda::{CudaDevice, CudaOptions, DeviceSlab, DeviceSlice, Driver, GpuInfo, HostKind, HostMemory};
 pub use cufile::{
-    CuFileState, FileHandle, FileIo, HELPER_SUBCOMMAND, PROBE_DEADLINE, ProbeReport, Prober, helper_main,
-    library_version,
+    BATCH_MAX, Batch, CuFileState, DeviceSpan, Ended, Entry, FileHandle, FileIo, HELPER_SUBCOMMAND, PROBE_DEADLINE,
+    ProbeReport, Prober, helper_main, library_version,
 };
 pub use error::{GdsError, Result};

@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 /// The first kernel with PCI peer-to-peer transfers for files (P2PDMA in the block layer and `O_DIRECT`).
 const P2PDMA_KERNEL: (u32, u32) = (6, 2);
 
+/// How [`Machine::direct_by`] calls the two.
+pub(crate) const NVIDIA_FS: &str = "nvidia-fs";
+pub(crate) const P2PDMA: &str = "P2PDMA";
+
 /// The root of what is read; tests have another.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -58,7 +62,7 @@ impl Machine {
     /// Why neither.
     pub fn direct_by(&self) -> Result<&'static str, String> {
         if self.path("proc/driver/nvidia-fs").exists() {
-            return Ok("nvidia-fs");
+            return Ok(NVIDIA_FS);
         }
         let without = "the nvidia-fs driver is not loaded, and P2PDMA";
         let release = self.read("proc/sys/kernel/osrelease").unwrap_or_default();
@@ -78,7 +82,7 @@ impl Machine {
             Some(version) if version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0) < 565 => {
                 Err(format!("{without} needs NVIDIA's open kernel driver 565 or newer; this is {version}"))
             }
-            Some(_) => Ok("P2PDMA"),
+            Some(_) => Ok(P2PDMA),
         }
     }
 

@@ -151,7 +151,7 @@ fn the_route_that_was_chosen_moves_the_right_bytes() {
     let Some(device) = gpu() else { return };
     let dir = dir();
     let engine = engine(&dir, &device, Integrity::Off, RouteChoice::Auto);
-    match &engine.status().devices[0].route {
+    match &engine.status().devices[0].routes[0].route {
         Route::Direct { by } => eprintln!("direct: {by}"),
         Route::Pipeline { why } => eprintln!("pipeline: {why}"),
         other => panic!("{other:?}"),

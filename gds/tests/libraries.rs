@@ -8,24 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Fakes, key, machine, payload};
-use saltern::device::{DeviceOptions, Route, RouteChoice};
-use saltern::{Config, Engine, Error, Integrity};
+use common::{Fakes, config, key, machine, payload, small};
+use saltern::device::{Route, RouteChoice};
+use saltern::{Engine, Error, Integrity};
 use saltern_gds::{CudaDevice, CudaOptions, Driver, GdsError, HostKind, HostMemory, Prober};
-
-fn small() -> DeviceOptions {
-    let mut options = DeviceOptions::default();
-    options.chunk_bytes = 1 << 20;
-    options.transit_bytes = 4 << 20;
-    options
-}
-
-fn config(dir: &Path) -> Config {
-    let mut config = Config::new(dir);
-    config.pin_shards = false;
-    config.pool_bytes = 16 << 20;
-    config
-}
 
 fn open(fakes: &Fakes, libcuda: &str) -> CudaDevice {
     let mut options = CudaOptions::default();
@@ -37,8 +23,14 @@ const SIZES: [usize; 8] = [1, 4096, 5000, 64 << 10, 1 << 20, (1 << 20) + 1, 3_00
 
 #[test]
 fn objects_move_between_files_and_device_memory() {
-    let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[]), ("old", "cuda", &["-DNO_BATCH"])]) else { return };
-    for libcuda in ["cuda", "old"] {
+    let Some(fakes) = Fakes::build(&[
+        ("cuda", "cuda", &[]),
+        ("old", "cuda", &["-DNO_BATCH"]),
+        ("refuses", "cuda", &["-DREFUSES_BATCH"]),
+    ]) else {
+        return;
+    };
+    for libcuda in ["cuda", "old", "refuses"] {
         let dir = common::dir();
         let device = open(&fakes, libcuda);
         assert_eq!((device.info().name.as_str(), device.info().pci.as_str()), ("Software GPU", "0000:3b:00.0"));
@@ -136,7 +128,7 @@ fn what_is_missing_is_an_error_that_names_it() {
         "{no_gpu}"
     );
     let lacks = error("lacks", 0);
-    assert!(matches!(&lacks, GdsError::NoSymbol { symbol: "cuEventSynchronize", .. }), "{lacks}");
+    assert!(matches!(&lacks, GdsError::NoSymbol { symbol: "cuPointerGetAttribute", .. }), "{lacks}");
     let other = error("cuda", 7);
     assert!(matches!(other, GdsError::NoDevice { ordinal: 7, count: 1 }), "{other}");
 }
@@ -163,13 +155,17 @@ fn a_probe_says_direct_or_why_not_and_always_comes_back() {
         ("no-udev", "cufile", &["-DNO_UDEV"]),
         ("old", "cufile", &["-DOLD"]),
         ("wrong", "cufile", &["-DWRONG_BYTES"]),
+        ("no-batch", "cufile", &["-DNO_BATCH"]),
+        ("no-set-up", "cufile", &["-DBATCH_SETUP_FAILS"]),
+        ("batch-crashes", "cufile", &["-DBATCH_CRASHES"]),
+        ("batch-hangs", "cufile", &["-DBATCH_HANGS"]),
     ]) else {
         return;
     };
     let (dir, root) = (common::dir(), machine(&["proc/modules", "proc/driver/nvidia-fs/version"]));
     let probe = |libcufile: &str| prober(&fakes, libcufile, root.path()).probe(dir.path());
     let good = probe("good").expect("direct");
-    assert_eq!((good.version.as_str(), good.by), ("1.13", "nvidia-fs"));
+    assert_eq!((good.version.as_str(), good.by, good.no_batches), ("1.13", "nvidia-fs", None));
     let why = |libcufile: &str| probe(libcufile).expect_err(libcufile).to_string();
     assert!(
         why("no-driver").contains("nvidia-fs is not loaded, and compatibility mode was forbidden"),
@@ -180,6 +176,17 @@ fn a_probe_says_direct_or_why_not_and_always_comes_back() {
     assert!(why("old").contains("cuFileSetParameterBool"), "{}", why("old"));
     assert!(why("crashes").contains("did cuFile crash?"), "{}", why("crashes"));
     assert!(why("wrong").contains("not what was written"), "{}", why("wrong"));
+    // Batches may be missing, crash or hang: then calls that block are direct all the same, and the batches are left alone.
+    let no_batches = |libcufile: &str, deadline: Duration| {
+        let mut prober = prober(&fakes, libcufile, root.path());
+        prober.deadline = deadline;
+        prober.probe(dir.path()).expect("direct").no_batches.expect("no batches")
+    };
+    let long = Duration::from_secs(60);
+    assert!(no_batches("no-batch", long).contains("no cuFileBatchIOSetUp"));
+    assert!(no_batches("no-set-up", long).contains("cuFileBatchIOSetUp failed with 5030"));
+    assert!(no_batches("batch-crashes", long).contains("crashed in a batch"));
+    assert!(no_batches("batch-hangs", Duration::from_secs(3)).contains("did not come back"));
     // A driver that hangs is killed, and it is the deadline that says so.
     let mut hangs = prober(&fakes, "hangs", root.path());
     hangs.deadline = Duration::from_millis(300);
@@ -236,67 +243,6 @@ fn a_machine_without_anything_answers_at_once() {
 }
 
 #[test]
-fn where_a_probe_shows_it_objects_go_by_cufile() {
-    let Some(fakes) =
-        Fakes::build(&[("cuda", "cuda", &[]), ("cufile", "cufile", &[]), ("none", "cufile", &["-DNO_DRIVER"])])
-    else {
-        return;
-    };
-    let (dir, root) = (common::dir(), machine(&["proc/modules", "proc/driver/nvidia-fs/version"]));
-    let device = |libcufile: &str| {
-        let mut options = CudaOptions::default();
-        options.libcuda = Some(fakes.path("cuda"));
-        options.libcufile = Some(fakes.path(libcufile));
-        options.helper = Some(env!("CARGO_BIN_EXE_saltern-gds-probe").into());
-        options.machine = saltern_gds::machine::Machine::at(root.path());
-        CudaDevice::open(0, options).expect("the software driver has one GPU")
-    };
-    let mut config = config(dir.path());
-    config.integrity = Integrity::Off;
-    let engine = Engine::open(config).expect("open");
-    if !engine.status().volumes[0].medium.direct_io {
-        return eprintln!("skipped: this file system takes no O_DIRECT");
-    }
-    let gpu = device("cufile");
-    engine.attach_device(Arc::new(gpu.clone()), small()).expect("attach");
-    assert_eq!(engine.status().devices[0].route, Route::Direct { by: "cuFile 1.13 over nvidia-fs".into() });
-    let slices: Vec<_> = SIZES.iter().map(|bytes| gpu.alloc(*bytes).expect("alloc")).collect();
-    for (n, slice) in (0..).zip(&slices) {
-        slice.write(&payload(n, slice.len())).expect("write");
-    }
-    let copies = fakes.count("cuda", "fake_copied");
-    let batch = |slices: &[saltern_gds::DeviceSlice]| {
-        (0..).zip(slices).map(|(n, slice)| (key(n), slice.buffer().into())).collect()
-    };
-    let stored = engine.store(batch(&slices)).wait();
-    assert!(stored.results.iter().all(Result::is_ok), "{:?}", stored.results);
-    for slice in &slices {
-        slice.write(&vec![0xee; slice.len()]).expect("write");
-    }
-    let loaded = engine.load(batch(&slices)).wait();
-    assert!(loaded.results.iter().all(Result::is_ok), "{:?}", loaded.results);
-    for (n, slice) in (0..).zip(&slices) {
-        assert!(slice.read().expect("read") == payload(n, slice.len()), "{} bytes", slice.len());
-    }
-    // Only what is not whole blocks went through slots: the ends of four objects, there and back.
-    assert_eq!(fakes.count("cuda", "fake_copied") - copies, 2 * 4, "copies through slots");
-    // Where it is not direct, the same device says why, and forcing it fails.
-    let other_dir = common::dir();
-    let other = Engine::open(self::config(other_dir.path())).expect("open");
-    let gpu = device("none");
-    let mut forced = small();
-    forced.route = RouteChoice::Direct;
-    let refused = other.attach_device(Arc::new(gpu.clone()), forced);
-    assert!(
-        matches!(&refused, Err(Error::Device { reason, .. }) if reason.contains("nvidia-fs is not loaded")),
-        "{refused:?}"
-    );
-    other.attach_device(Arc::new(gpu), small()).expect("the pipeline is always there");
-    let route = other.status().devices[0].route.clone();
-    assert!(matches!(&route, Route::Pipeline { why } if why.contains("nvidia-fs is not loaded")), "{route:?}");
-}
-
-#[test]
 fn every_kind_of_host_memory_can_be_copied() {
     let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[])]) else { return };
     let device = open(&fakes, "cuda");
@@ -331,4 +277,70 @@ fn a_damaged_file_is_a_miss_on_the_gpu_too() {
     std::fs::OpenOptions::new().write(true).open(path).expect("open").write_all_at(b"x", 2_000_000).expect("write");
     let result = engine.load(vec![(key(1), slice.buffer().into())]).wait().results.remove(0);
     assert!(matches!(result, Err(Error::Corrupt { .. })), "{result:?}");
+}
+
+/// An object behind what is on the default stream, which is held, and one that is not.
+fn store_behind(engine: &Engine, device: &CudaDevice, number: u32) -> saltern::Ticket<saltern::StoreReport> {
+    let slice = device.alloc(3 << 20).expect("alloc");
+    slice.write(&payload(number, 3 << 20)).expect("write");
+    // SAFETY: 0 is the default stream of every context.
+    #[expect(unsafe_code, reason = "streams are named by number")]
+    let fence = unsafe { device.fence(0) }.expect("a fence");
+    engine.store_from_device(vec![(key(number), slice.part(0..3 << 20, Some(fence)))])
+}
+
+#[test]
+fn copies_wait_for_the_callers_stream_and_others_do_not() {
+    let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[])]) else { return };
+    let (dir, device) = (common::dir(), open(&fakes, "cuda"));
+    let mut options = small();
+    options.close_deadline = Duration::from_millis(300);
+    let mut config = config(dir.path());
+    config.store_deadline = Duration::from_secs(600);
+    let engine = Engine::open(config).expect("open");
+    engine.attach_device(Arc::new(device.clone()), options).expect("attach");
+    fakes.count("cuda", "fake_hold");
+    let mut waiting = store_behind(&engine, &device, 1);
+    let free = device.alloc(3 << 20).expect("alloc");
+    free.write(&payload(2, 3 << 20)).expect("write");
+    assert!(engine.store_from_device(vec![(key(2), free.buffer())]).wait().results[0].is_ok());
+    assert!(waiting.wait_timeout(Duration::from_millis(50)).is_none());
+    fakes.count("cuda", "fake_release");
+    assert!(waiting.wait().results[0].is_ok());
+    assert!(engine.load_to_device(vec![(key(1), free.buffer())]).wait().results[0].is_ok());
+    assert!(free.read().expect("read") == payload(1, 3 << 20));
+    // Work that is never done: closing does not wait for it for ever, and everything is free.
+    fakes.count("cuda", "fake_hold");
+    let never = store_behind(&engine, &device, 3);
+    engine.close();
+    let results = never.wait().results;
+    assert!(matches!(&results[..], [Err(Error::Device { op: "fence", .. } | Error::Closed)]), "{results:?}");
+    drop((free, device));
+    let left = ["fake_registered", "fake_allocated", "fake_retained"].map(|symbol| fakes.count("cuda", symbol));
+    assert_eq!(left, [0, 0, 0], "registrations, allocations and contexts that are left");
+}
+
+#[test]
+fn an_engine_closes_under_a_gpu_that_does_nothing_any_more() {
+    let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[])]) else { return };
+    let (dir, device) = (common::dir(), open(&fakes, "cuda"));
+    let mut options = small();
+    options.close_deadline = Duration::from_millis(300);
+    let mut config = config(dir.path());
+    config.store_deadline = Duration::from_secs(600);
+    let engine = Engine::open(config).expect("open");
+    engine.attach_device(Arc::new(device.clone()), options).expect("attach");
+    fakes.count("cuda", "fake_stall");
+    let slice = device.alloc(3 << 20).expect("alloc");
+    let stuck = engine.store_from_device(vec![(key(1), slice.buffer())]);
+    drop(slice);
+    std::thread::sleep(Duration::from_millis(50));
+    engine.close();
+    let results = stuck.wait().results;
+    assert!(matches!(&results[..], [Err(Error::Device { .. } | Error::Closed)]), "{results:?}");
+    // What the GPU may still touch is not given back.
+    if matches!(results[0], Err(Error::Device { .. })) {
+        let kept = ["fake_registered", "fake_allocated"].map(|symbol| fakes.count("cuda", symbol));
+        assert_eq!(kept, [2, 1], "pools and memory that a copy is under way on");
+    }
 }

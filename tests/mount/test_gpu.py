@@ -96,7 +96,8 @@ def test_arrays_on_a_gpu_are_stored_and_loaded(engine, driver, wrap) -> None:
     engine.load_many([key(1), key(2)], [wrap(into), bytearray(5)])
     assert (into == data).all()
     [device] = engine.status()["devices"]
-    assert device["route"] in ("pipeline", "direct") and "Software GPU" in device["name"]
+    [route] = device["routes"]
+    assert route["route"] in ("pipeline", "direct") and "Software GPU" in device["name"]
 
 
 def test_a_batch_may_mix_both_kinds(engine, driver) -> None:

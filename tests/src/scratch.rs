@@ -7,6 +7,15 @@ use tempfile::TempDir;
 /// Overrides where scratch directories are made, to run the suites on another file system.
 const BASE: &str = "SALTERN_TEST_DIR";
 
+/// Where files of earlier versions are; overridden where the tests run without the tree that they were built from.
+const FIXTURES: &str = "SALTERN_FIXTURES";
+
+/// The directory with files of earlier versions, valid and damaged.
+pub fn fixtures() -> PathBuf {
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures");
+    std::env::var_os(FIXTURES).map_or_else(here, PathBuf::from)
+}
+
 /// A new directory; it and all that is in it go when this is dropped.
 pub struct Scratch(TempDir);
 

@@ -330,7 +330,7 @@ fn direct_where_no_checksum_needs_the_bytes() {
         if !engine.status().volumes[0].medium.direct_io || engine.status().integrity != integrity {
             return eprintln!("skipped: this file system takes no O_DIRECT, or no attributes");
         }
-        assert_eq!(engine.status().devices[0].route, Route::Direct { by: "software".into() });
+        assert_eq!(engine.status().devices[0].routes[0].route, Route::Direct { by: "software".into() });
         for (n, bytes) in (0..).zip(SIZES) {
             let whole = bytes / 4096 * 4096;
             let before = device.direct_bytes();
@@ -363,5 +363,5 @@ fn a_route_can_be_forced_and_is_told() {
     assert!(engine.status().devices.is_empty());
     let direct = sim(|options| options.direct = true);
     engine.attach_device(Arc::new(direct), with(RouteChoice::Pipeline)).expect("attach");
-    assert_eq!(engine.status().devices[0].route, Route::Pipeline { why: "it was asked for".into() });
+    assert_eq!(engine.status().devices[0].routes[0].route, Route::Pipeline { why: "it was asked for".into() });
 }

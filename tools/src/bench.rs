@@ -32,7 +32,7 @@ pub(crate) struct Args {
     dir: PathBuf,
     /// What memory objects move to and from: host, gpu, gpu:N, or gpu-sim (a software device). For GPUs the rows are the engine by
     /// its pinned pipeline and by cuFile where that is direct, plain read + copy with threads, and cuFile's compatibility mode;
-    /// --phases, --layout, --baselines and --report are for the host
+    /// --phases, --layout and --baselines are for the host
     #[arg(long, default_value = "host")]
     target: Target,
     /// How keys become file names: fs, fs3, nixl, nixl3, nixl-sharded
@@ -62,9 +62,13 @@ pub(crate) struct Args {
     /// Let plain pread/pwrite with threads, and tokio-uring, do the same in the same rounds
     #[arg(long)]
     baselines: bool,
+    /// For GPUs: leave cuFile's direct rows out, so that its compatibility mode can be measured where it is direct: a process has
+    /// one of the two
+    #[arg(long)]
+    no_direct: bool,
     /// Measure nothing: show again what an earlier run wrote with --json
     #[arg(long, value_name = "FILE.json", conflicts_with_all = ["dir", "layout", "sizes", "total", "depth", "shards",
-        "integrity", "phases", "rounds", "baselines"])]
+        "integrity", "phases", "rounds", "baselines", "no_direct"])]
     from: Option<PathBuf>,
     /// Write a page with plots to this file
     #[arg(long, value_name = "FILE.html")]
@@ -85,7 +89,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome, Failure> {
             let target = args.target;
             let options = options(args)?;
             if target != Target::Host {
-                return bench_gpu::run(&options, target, &json);
+                return bench_gpu::run(&options, target, &json, report_path.as_deref());
             }
             measure(&options)?
         }
@@ -120,6 +124,7 @@ fn options(args: Args) -> Result<Options, Failure> {
         phases: args.phases,
         rounds: args.rounds,
         baselines: args.baselines,
+        gpu_direct: !args.no_direct,
         ..Options::default()
     };
     options.validate()?;

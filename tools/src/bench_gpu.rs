@@ -1,15 +1,22 @@
 //! `saltern bench --target gpu[:N]` and `--target gpu-sim`: the run, and its tables.
 
+use std::path::Path;
+
 use saltern_bench::gpu::{self, Data, GpuReport, Target};
-use saltern_bench::{Hooks, Options};
+use saltern_bench::{Hooks, Options, page};
 
 use crate::failure::{Failure, Outcome};
 use crate::human::{self, Columns};
-use crate::output::JsonArgs;
+use crate::output::{self, JsonArgs};
 use crate::progress::Bar;
 use crate::signals::cancel_flag;
 
-pub(crate) fn run(options: &Options, target: Target, json: &JsonArgs) -> Result<Outcome, Failure> {
+pub(crate) fn run(
+    options: &Options,
+    target: Target,
+    json: &JsonArgs,
+    page_path: Option<&Path>,
+) -> Result<Outcome, Failure> {
     json.check()?;
     let cancel = cancel_flag()?;
     let bar = Bar::new();
@@ -17,9 +24,15 @@ pub(crate) fn run(options: &Options, target: Target, json: &JsonArgs) -> Result<
     let helper = std::env::current_exe().ok();
     let report = gpu::run(options, target, helper, Hooks { progress: &bar, cancel: &cancel })?;
     drop(bar);
+    if let Some(path) = page_path {
+        output::write(path, "--report", &page::render_gpu(&report)?)?;
+    }
     json.finish(&report, || render(&report))?;
     Ok(if report.errors() == 0 { Outcome::Clean } else { Outcome::Problems })
 }
+
+/// Columns of a terminal.
+const WIDTH: usize = 80;
 
 fn render(report: &GpuReport) -> String {
     let machine = &report.machine;
@@ -32,7 +45,8 @@ fn render(report: &GpuReport) -> String {
         machine.kernel,
     );
     if !report.route.is_empty() {
-        out.push_str(&format!("route of an engine here: {}\n", human::printable(&report.route)));
+        let route = format!("route of an engine here: {}", human::printable(&report.route));
+        out.push_str(&format!("{}\n", human::wrap(&route, WIDTH, 4)));
     }
     if !report.copies.is_empty() {
         let mut table = Columns::new(&["copies alone", "to GPU MiB/s", "from GPU MiB/s"], 1);
@@ -59,7 +73,7 @@ fn render(report: &GpuReport) -> String {
         }
     }
     for note in &report.notes {
-        out.push_str(&format!("note: {note}\n"));
+        out.push_str(&format!("{}\n", human::wrap(&format!("note: {note}"), WIDTH, 6)));
     }
     out
 }
@@ -80,6 +94,9 @@ fn rows(report: &GpuReport) -> String {
         ]);
     }
     let mut out = table.render();
-    out.push_str("bound: the slower of the disk (page cache: nothing) and of copies from pinned memory, in this run\n");
+    out.push_str(
+        "bound: the slower of the disk (page cache: of plain reads or writes by threads)\n\
+         and of copies from pinned memory, in this run\n",
+    );
     out
 }

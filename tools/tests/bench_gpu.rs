@@ -8,12 +8,19 @@ use common::{saltern, temp_dir};
 fn the_software_device_has_all_rows_and_every_byte_is_compared() {
     let dir = temp_dir();
     let args = ["bench", "--target", "gpu-sim", "--sizes", "64KiB,1MiB", "--total", "4MiB", "--rounds", "1"];
-    let ran = saltern(dir.path(), &[&args[..], &["--json", "out.json"]].concat());
+    let ran = saltern(dir.path(), &[&args[..], &["--json", "out.json", "--report", "page.html"]].concat());
     assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    let words = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     for word in
         ["software device", "pipeline", "direct", "read+copy", "page cache", "0 errors", "say nothing about one"]
     {
-        assert!(ran.stdout.contains(word), "{word}: {}", ran.stdout);
+        assert!(words.contains(word), "{word}: {}", ran.stdout);
+    }
+    let too_long = |line: &&str| line.chars().count() > 80;
+    assert_eq!(ran.stdout.lines().find(too_long), None, "{}", ran.stdout);
+    let page = std::fs::read_to_string(dir.path().join("page.html")).unwrap();
+    for word in ["<svg", "disk to device", "page cache to device", "read+copy", "say nothing about one"] {
+        assert!(page.contains(word), "{word}");
     }
     let report: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(dir.path().join("out.json")).unwrap()).unwrap();

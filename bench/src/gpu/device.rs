@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use saltern::device::sim::{SimDevice, SimMemory, SimOptions};
-use saltern::device::{Device, DeviceBuffer, DeviceRange};
-use saltern_gds::{CudaDevice, CudaOptions, DeviceSlice};
+use saltern::device::sim::{Clock, SimDevice, SimMemory, SimOptions};
+use saltern::device::{DIRECT_ALIGN_BYTES, Device, DeviceBuffer, DeviceRange, Direction};
+use saltern_gds::{CudaDevice, CudaOptions, DeviceSlab, DeviceSlice};
 
 use super::target::Target;
 use crate::error::{Error, Result};
@@ -27,7 +27,8 @@ impl Gpu {
             Target::GpuSim => {
                 let mut options = SimOptions::default();
                 options.direct = true;
-                Ok(Self::Sim(SimDevice::new(options)))
+                // Copies take the time that they would, beside what moving their bytes takes here.
+                Ok(Self::Sim(SimDevice::with_clock(options, Clock::wall())))
             }
         }
     }
@@ -44,16 +45,37 @@ impl Gpu {
         }
     }
 
+    /// Waits as long as a copy takes, on the software device; a GPU's own copies take theirs.
+    pub(super) fn occupy(&self, direction: Direction, bytes: usize) {
+        if let Self::Sim(device) = self {
+            device.occupy(direction, bytes);
+        }
+    }
+
     pub(super) fn name(&self) -> String {
         self.device().name()
     }
 
-    pub(super) fn alloc(&self, len: usize) -> Result<Block> {
-        Ok(match self {
-            Self::Sim(device) => Block::Sim(device.alloc(len)),
-            Self::Cuda(device) => Block::Cuda(device.alloc(len)?),
-        })
+    /// Memory for so many objects: on a GPU one slab, as a cache has, in which each begins at a block of the disk's.
+    pub(super) fn alloc(&self, objects: usize, len: usize) -> Result<Memory> {
+        let device = match self {
+            Self::Cuda(device) => device,
+            Self::Sim(device) => {
+                let blocks = (0..objects).map(|_| Block::Sim(device.alloc(len))).collect();
+                return Ok(Memory { blocks, _slab: None });
+            }
+        };
+        let step = len.next_multiple_of(DIRECT_ALIGN_BYTES);
+        let heap = device.alloc(objects * step)?;
+        let blocks = (0..objects).map(|object| Block::Cuda(heap.slice(object * step..object * step + len))).collect();
+        Ok(Memory { blocks, _slab: Some(device.slab(&heap)) })
     }
+}
+
+/// The memory of all objects of a size.
+pub(super) struct Memory {
+    pub(super) blocks: Vec<Block>,
+    _slab: Option<DeviceSlab>,
 }
 
 /// Memory for one object.

@@ -5,7 +5,8 @@
 //!     compatibility mode; loads and stores, with the data on disk and in the page cache; every byte compared on the way back
 //! ```
 //! The bound is the slower of the disk (the ceiling's random reads or overwrites) and of copies from pinned memory, measured in the same
-//! run. On the software device there is no bound but the disk's, and the figures are those of the engine, not of a GPU.
+//! run; with the data in the page cache it is plain reads (or writes) by threads instead of the disk. On the software device there is no
+//! bound by copies, and the figures are those of the engine, not of a GPU.
 
 mod device;
 mod plain;
@@ -34,6 +35,13 @@ use crate::run::Hooks;
 use crate::scratch::Scratch;
 use crate::test_file::TestFile;
 
+/// What a reader of the software device's figures has to know.
+const SIM_NOTES: [&str; 2] = [
+    "the software device stands in for a GPU: these figures say nothing about one",
+    "a CPU moves its bytes: the engine's in the shard's own thread, plain copies' in all threads, and direct transfers one at a \
+     time, each of which is waited for",
+];
+
 const MIB: f64 = (1 << 20) as f64;
 
 /// Bytes of objects for each size, where the options do not say: on a GPU, and where memory is played.
@@ -57,13 +65,13 @@ pub fn run(options: &Options, target: Target, helper: Option<PathBuf>, hooks: Ho
     let scratch = Scratch::create(&options.parent)?;
     let total = options.total_bytes.unwrap_or(if gpu.is_simulated() { SIM_BYTES } else { GPU_BYTES });
     // A directory for each way that stores, the ceiling's file, and what is left free.
-    scratch.require(total.saturating_mul(1 + 4 * options.sizes.len() as u64))?;
+    scratch.require(total.saturating_mul(1 + 7 * options.sizes.len() as u64))?;
     hooks.progress.begin("writing the ceiling's file", 1);
     let file = TestFile::create(&scratch.join("ceiling"), total, std::time::Duration::MAX, hooks.cancel)?;
     let copies = copies(&gpu)?;
     let mut report = GpuReport::new(&gpu.name(), copies, machine::describe());
     if gpu.is_simulated() {
-        report.notes.push("the software device stands in for a GPU: these figures say nothing about one".to_owned());
+        report.notes.extend(SIM_NOTES.map(str::to_owned));
     }
     for (number, &object_bytes) in options.sizes.iter().enumerate() {
         let objects = (total as usize / object_bytes).max(1);
@@ -73,9 +81,10 @@ pub fn run(options: &Options, target: Target, helper: Option<PathBuf>, hooks: Ho
             load: disk(options, &file, Kind::Read, object_bytes, depth, hooks)?.min(report.copy_bound(true)),
             store: disk(options, &file, Kind::Overwrite, object_bytes, depth, hooks)?.min(report.copy_bound(false)),
         };
-        let blocks: Vec<Block> = (0..objects).map(|_| gpu.alloc(object_bytes)).collect::<Result<_>>()?;
+        let memory = gpu.alloc(objects, object_bytes)?;
         let dir = scratch.join(&format!("objects-{number}"));
-        let mut rows = Rows { options, gpu: &gpu, blocks: &blocks, dir, object_bytes, depth, bounds, hooks };
+        let blocks = &memory.blocks;
+        let mut rows = Rows { options, gpu: &gpu, blocks, dir, object_bytes, depth, bounds, cached: bounds, hooks };
         rows.run(&mut report)?;
     }
     drop((file, scratch));

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::fcntl::OFlag;
 use parking_lot::Mutex;
-use saltern::device::{DeviceRange, Direction};
-use saltern_gds::{CudaDevice, FileIo, HostKind, HostMemory};
+use saltern::device::Direction;
+use saltern_gds::{CudaDevice, DeviceSpan, FileIo, HostKind, HostMemory};
 
 use super::device::{Block, Gpu};
 use crate::ceiling::ALIGN_BYTES;
@@ -85,6 +85,8 @@ pub(super) struct Plain<'a> {
     pub(super) gpu: &'a Gpu,
     pub(super) object_bytes: usize,
     pub(super) threads: usize,
+    /// Else the bytes stay in the host's memory: what bounds both, with the data in the page cache.
+    pub(super) copies: bool,
 }
 
 impl PlainIo for Plain<'_> {
@@ -99,7 +101,10 @@ impl PlainIo for Plain<'_> {
             let file = open(path, store, direct)?;
             let failed = |error| Error::io("read or write", path, error);
             if store {
-                block.read_into(&mut bytes[..block.len()])?;
+                if self.copies {
+                    self.gpu.occupy(Direction::FromDevice, block.len());
+                    block.read_into(&mut bytes[..block.len()])?;
+                }
                 file.write_all_at(bytes, 0).map_err(failed)?;
                 return file.set_len(block.len() as u64).map_err(failed);
             }
@@ -110,7 +115,11 @@ impl PlainIo for Plain<'_> {
                     more => read += more,
                 }
             }
-            block.write(&bytes[..block.len()])
+            if self.copies {
+                self.gpu.occupy(Direction::ToDevice, block.len());
+                block.write(&bytes[..block.len()])?;
+            }
+            Ok(())
         })
     }
 }
@@ -132,8 +141,7 @@ impl PlainIo for CompatFiles<'_> {
                 (blocks[object].range(), if store { Direction::FromDevice } else { Direction::ToDevice });
             let mut moved = 0;
             while moved < range.len {
-                let rest = DeviceRange { address: range.address + moved as u64, len: range.len - moved };
-                match self.io.transfer(direction, handle, moved as u64, rest) {
+                match self.io.transfer(direction, handle, moved as u64, DeviceSpan::from(range).rest(moved)) {
                     Ok(more) if more > 0 => moved += more,
                     ended => {
                         self.io.close(handle);

@@ -1,5 +1,7 @@
 //! What a run on a device has measured, as JSON.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde::Serialize;
 
 use crate::report::Machine;
@@ -59,7 +61,8 @@ pub struct GpuResult {
     pub mib_per_s: f64,
     /// User and system time of the process.
     pub cpu_seconds_per_gb: f64,
-    /// The slower of disk and pinned copies; null for the page cache, where the disk is no bound.
+    /// The slower of the disk and of pinned copies; with the data in the page cache, of plain reads or writes by threads and of
+    /// pinned copies.
     pub bound_mib_per_s: Option<f64>,
     /// Of the bound.
     pub ratio: Option<f64>,
@@ -95,6 +98,8 @@ pub struct GpuReport {
     pub device: String,
     /// How the engine would move files here, and why.
     pub route: String,
+    /// When it began.
+    pub started_unix_seconds: u64,
     /// How long it took.
     pub seconds: f64,
     /// Copies alone.
@@ -113,6 +118,7 @@ impl GpuReport {
             machine,
             device: device.to_owned(),
             route: String::new(),
+            started_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             seconds: 0.0,
             copies,
             results: Vec::new(),

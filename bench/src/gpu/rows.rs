@@ -25,6 +25,8 @@ pub(super) struct Rows<'a> {
     pub(super) object_bytes: usize,
     pub(super) depth: usize,
     pub(super) bounds: Bounds,
+    /// The same with the data in the page cache; known once `run` has measured it.
+    pub(super) cached: Bounds,
     pub(super) hooks: Hooks<'a>,
 }
 
@@ -55,25 +57,59 @@ impl Sum {
 impl Rows<'_> {
     /// All rows: what stores comes first, and what it has stored is loaded.
     pub(super) fn run(&mut self, report: &mut GpuReport) -> Result<()> {
+        self.cached = self.page_cache(report)?;
         self.engine(report, Way::Pipeline, Data::Disk)?;
-        self.engine(report, Way::Direct, Data::Disk)?;
+        if self.options.gpu_direct {
+            self.engine(report, Way::Direct, Data::Disk)?;
+        }
         self.engine(report, Way::Pipeline, Data::PageCache)?;
-        let plain = Plain { gpu: self.gpu, object_bytes: self.object_bytes, threads: self.depth };
+        let plain = self.plain(true);
         for data in [Data::Disk, Data::PageCache] {
             self.threads(report, Way::ReadCopy, data, &plain)?;
         }
         if let Gpu::Cuda(device) = self.gpu {
             match device.compatibility_io() {
-                Ok(io) => self.threads(
-                    report,
-                    Way::CufileCompat,
-                    Data::Disk,
-                    &CompatFiles { io, threads: self.depth, device },
-                )?,
+                Ok(io) => {
+                    let compat = CompatFiles { io, threads: self.depth, device };
+                    for data in [Data::Disk, Data::PageCache] {
+                        self.threads(report, Way::CufileCompat, data, &compat)?;
+                    }
+                }
                 Err(error) => note(report, format!("no cuFile in compatibility mode: {error}")),
             }
         }
         Ok(())
+    }
+
+    fn plain(&self, copies: bool) -> Plain<'_> {
+        Plain { gpu: self.gpu, object_bytes: self.object_bytes, threads: self.depth, copies }
+    }
+
+    /// What bounds rows whose data is in the page cache: plain reads and writes by threads, and copies.
+    fn page_cache(&self, report: &GpuReport) -> Result<Bounds> {
+        let path = self.dir.join("alone");
+        let files = self.files(&path)?;
+        let mut rates = [Vec::new(), Vec::new()];
+        for _ in 0..self.options.rounds {
+            remove(&files);
+            for (store, rates) in [true, false].into_iter().zip(&mut rates) {
+                let meter = Meter::process();
+                if let Some(error) = self.plain(false).run(&files, self.blocks, store, false).pop() {
+                    return Err(Error::io("page cache", &path, std::io::Error::other(error)));
+                }
+                rates.push((self.blocks.len() * self.object_bytes) as f64 / meter.stop().seconds.max(1e-9));
+                settle(&path)?;
+            }
+        }
+        remove(&files);
+        let [stores, loads] = rates.map(|rates| median(&rates));
+        Ok(Bounds { load: loads.min(report.copy_bound(true)), store: stores.min(report.copy_bound(false)) })
+    }
+
+    /// A file for each object, in a directory that is made.
+    fn files(&self, dir: &Path) -> Result<Vec<PathBuf>> {
+        std::fs::create_dir_all(dir).map_err(|error| Error::io("mkdir", dir, error))?;
+        Ok((0..self.blocks.len()).map(|object| dir.join(object.to_string())).collect())
     }
 
     fn path(&self, way: Way, data: Data) -> PathBuf {
@@ -112,7 +148,7 @@ impl Rows<'_> {
             Err(error) => return Err(error.into()),
         }
         if let (Way::Direct, Some(Route::Direct { by })) =
-            (way, engine.status().devices.first().map(|device| &device.route))
+            (way, engine.status().devices.first().map(|device| &device.routes[0].route))
         {
             report.route = format!("direct: {by}");
         }
@@ -170,14 +206,11 @@ impl Rows<'_> {
     /// Threads that do it without an engine, on files that they store themselves.
     fn threads(&self, report: &mut GpuReport, way: Way, data: Data, io: &dyn PlainIo) -> Result<()> {
         let path = self.path(way, data);
-        std::fs::create_dir_all(&path).map_err(|error| Error::io("mkdir", &path, error))?;
-        let files: Vec<PathBuf> = (0..self.blocks.len()).map(|object| path.join(object.to_string())).collect();
+        let files = self.files(&path)?;
         let direct = data == Data::Disk;
         let (mut stores, mut loads) = (Sum::default(), Sum::default());
         for _ in 0..self.options.rounds {
-            for file in &files {
-                let _ = std::fs::remove_file(file);
-            }
+            remove(&files);
             fill(self.blocks, self.options.seed)?;
             for (store, sum) in [(true, &mut stores), (false, &mut loads)] {
                 let meter = Meter::process();
@@ -211,10 +244,8 @@ impl Rows<'_> {
 
     fn enter(&self, report: &mut GpuReport, way: Way, data: Data, store: bool, sum: Sum) {
         let rate = median(&sum.rates);
-        let bound = match data {
-            Data::Disk => Some(if store { self.bounds.store } else { self.bounds.load }),
-            Data::PageCache => Some(report.copy_bound(!store)).filter(|bound| bound.is_finite()),
-        };
+        let Bounds { load, store: stores } = if data == Data::Disk { self.bounds } else { self.cached };
+        let bound = Some(if store { stores } else { load });
         report.results.push(GpuResult {
             way,
             store,
@@ -241,6 +272,12 @@ fn wait(
         (Some(ticket), _) => ticket.wait().results,
         (None, Some(ticket)) => ticket.wait().results,
         (None, None) => Vec::new(),
+    }
+}
+
+fn remove(files: &[PathBuf]) {
+    for file in files {
+        let _ = std::fs::remove_file(file);
     }
 }
 

@@ -1,11 +1,13 @@
 //! A report as one HTML page, with nothing outside of it: plots, and the figures as a table.
 
+mod gpu;
 mod panels;
 mod plot;
 mod text;
 
 use std::fmt::Write as _;
 
+pub use self::gpu::render_gpu;
 use self::panels::Panel;
 use self::text::{date, escape, size};
 use crate::error::{Error, Result};

@@ -39,7 +39,7 @@ fn sizes(report: &Report) -> Vec<u64> {
     report.results.iter().map(|result| result.object_bytes).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn size_axis(sizes: &[u64]) -> Axis {
+pub(super) fn size_axis(sizes: &[u64]) -> Axis {
     let ticks = sizes.iter().enumerate().map(|(at, bytes)| (at as f64, size(*bytes))).collect();
     Axis { range: -0.3..sizes.len() as f64 - 0.7, ticks, title: "object size" }
 }
@@ -70,7 +70,7 @@ fn by_size(
     lines
 }
 
-fn values(lines: &[Line]) -> impl Iterator<Item = f64> {
+pub(super) fn values(lines: &[Line]) -> impl Iterator<Item = f64> {
     lines.iter().flat_map(|line| line.points.iter().map(|(_, y)| *y))
 }
 

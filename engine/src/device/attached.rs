@@ -1,7 +1,10 @@
 //! A device that an engine uses: its slots, one set a shard, registered with both sides.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::{Device, DeviceError, DeviceId, DeviceOptions, Registration, Route};
@@ -24,7 +27,9 @@ pub(crate) struct Attached {
     transits: Vec<Transit>,
     pub(crate) device: Arc<dyn Device>,
     pub(crate) options: DeviceOptions,
-    pub(crate) route: Route,
+    /// By volume.
+    routes: Vec<VolumeRoute>,
+    refused: Refused,
     /// Every buffer is this device's: see `Place::Loopback`.
     pub(crate) loopback: bool,
 }
@@ -34,7 +39,7 @@ impl Attached {
     pub(crate) fn new(
         device: Arc<dyn Device>,
         options: DeviceOptions,
-        route: Route,
+        routes: Vec<VolumeRoute>,
         shards: usize,
         loopback: bool,
     ) -> Result<Self> {
@@ -47,11 +52,32 @@ impl Attached {
         let transits = (0..shards)
             .map(|_| Ok(Transit { to_device: slots()?, from_device: slots()? }))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { _registrations: registrations, transits, device, options, route, loopback })
+        Ok(Self {
+            _registrations: registrations,
+            transits,
+            device,
+            options,
+            routes,
+            refused: Refused::default(),
+            loopback,
+        })
     }
 
     pub(crate) fn id(&self) -> DeviceId {
         self.device.id()
+    }
+
+    /// Whether files of a volume go directly.
+    pub(crate) fn is_direct(&self, volume: usize) -> bool {
+        self.routes.get(volume).is_some_and(|volume| volume.route.is_direct())
+    }
+
+    /// A file was not direct when it was to be, and its object goes through slots.
+    pub(crate) fn refuse(&self, error: &DeviceError) {
+        if self.refused.files.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(%error, "a file does not go directly; its objects go through slots, and so do others like it");
+        }
+        *self.refused.last.lock() = Some(error.to_string());
     }
 
     pub(crate) fn transit(&self, shard: usize) -> Transit {
@@ -66,12 +92,31 @@ impl Attached {
     pub(crate) fn status(&self) -> DeviceStatus {
         DeviceStatus {
             name: self.device.name(),
-            route: self.route.clone(),
+            routes: self.routes.clone(),
+            refused_files: self.refused.files.load(Ordering::Relaxed),
+            last_refusal: self.refused.last.lock().clone(),
             chunk_bytes: self.options.chunk_bytes,
             transit_bytes: self.pools().map(|pool| pool.status().bytes).sum(),
             transit_used_bytes: self.pools().map(|pool| pool.status().used_bytes).sum(),
         }
     }
+}
+
+#[derive(Default)]
+struct Refused {
+    files: AtomicU64,
+    last: Mutex<Option<String>>,
+}
+
+/// How files of a volume get to a device's memory and back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct VolumeRoute {
+    /// The volume's directory.
+    pub dir: PathBuf,
+    /// The route, and why it is that one.
+    #[serde(flatten)]
+    pub route: Route,
 }
 
 /// A device that is attached to an engine.
@@ -80,9 +125,13 @@ impl Attached {
 pub struct DeviceStatus {
     /// Its name.
     pub name: String,
-    /// How files of the volume get to its memory and back, and why so.
-    #[serde(flatten)]
-    pub route: Route,
+    /// How files of each volume get to its memory and back, and why so.
+    pub routes: Vec<VolumeRoute>,
+    /// Files of volumes with a direct route that were not direct all the same, or on which a direct transfer has failed: their
+    /// objects went through slots.
+    pub refused_files: u64,
+    /// Why the last of them was not.
+    pub last_refusal: Option<String>,
     /// Most bytes of one copy.
     pub chunk_bytes: usize,
     /// Pinned memory of all shards for chunks under way.

@@ -1,9 +1,13 @@
 //! One shard's side of a device: slots, and what is under way between them and the device.
 //!
 //! A slot is owned by who has it from [`Lane::slot`], then by the ring's request, then by the copy; it goes back to its pool
-//! when the last of them is done. So neither a failed object nor an expired ticket frees memory under a DMA engine.
+//! when the last of them is done. So neither a failed object nor an expired ticket frees memory under a DMA engine. Where a device
+//! never ends what it has begun, all of that is given up for good ([`Lane::abandon`]), and not freed.
 
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use slab::Slab;
 
@@ -31,19 +35,25 @@ pub(crate) struct Copied<T> {
 
 /// See the module. `T` says what a copy belongs to.
 pub(crate) struct Lane<T> {
-    // Dropped first: it waits for its copies, and only then the slots may go.
-    copier: Box<dyn CopyEngine>,
+    // Dropped first: it waits for its copies, and only then the slots may go. `None`: the device was given up.
+    copier: Option<Box<dyn CopyEngine>>,
     flights: Slab<Flight<T>>,
+    /// What came after the device was given up.
+    refused: Vec<Copied<T>>,
     transit: Transit,
     directs: usize,
+    /// When something last ended, or began where nothing was under way.
+    moved: Instant,
     attached: Arc<Attached>,
 }
 
 impl<T> Lane<T> {
     /// On the shard's own thread.
     pub(crate) fn new(attached: Arc<Attached>, shard: usize) -> Result<Self, DeviceError> {
-        let copier = attached.device.copier()?;
-        Ok(Self { copier, flights: Slab::new(), transit: attached.transit(shard), directs: 0, attached })
+        let copier = Some(attached.device.copier()?);
+        let transit = attached.transit(shard);
+        let moved = Instant::now();
+        Ok(Self { copier, flights: Slab::new(), refused: Vec::new(), transit, directs: 0, moved, attached })
     }
 
     pub(crate) fn attached(&self) -> &Attached {
@@ -56,7 +66,17 @@ impl<T> Lane<T> {
 
     /// Whether the device has something to do.
     pub(crate) fn is_busy(&self) -> bool {
-        !self.flights.is_empty()
+        !self.flights.is_empty() || !self.refused.is_empty()
+    }
+
+    /// Since when nothing has ended, although something is under way.
+    pub(crate) fn is_stuck_since(&self) -> Option<Instant> {
+        (!self.flights.is_empty()).then_some(self.moved)
+    }
+
+    /// Whether the caller's work is done.
+    pub(crate) fn has_happened(&mut self, fence: &Fence) -> Result<bool, DeviceError> {
+        self.copier.as_mut().map_or_else(|| Err(given_up()), |copier| copier.has_happened(fence))
     }
 
     /// A free slot of `len` bytes; `None` until something that is under way ends.
@@ -69,49 +89,82 @@ impl<T> Lane<T> {
     }
 
     /// Copies the first `len` bytes of a slot.
-    pub(crate) fn copy(
-        &mut self,
-        direction: Direction,
-        slot: IoBuffer,
-        len: usize,
-        place: Place,
-        after: Option<Fence>,
-        tag: T,
-    ) {
+    pub(crate) fn copy(&mut self, direction: Direction, slot: IoBuffer, len: usize, place: Place, tag: T) {
         let host = slot.span(0, len);
-        let token = self.flights.insert(Flight { slot: Some(slot), tag });
-        self.copier.submit(DeviceCopy { direction, host, place, after, token });
+        self.begin(Some(slot), tag, |copier, token| copier.submit(DeviceCopy { direction, host, place, token }));
+    }
+
+    /// Whether a file goes directly.
+    pub(crate) fn admit_direct(&mut self, fd: &Rc<OwnedFd>) -> Result<(), DeviceError> {
+        self.copier.as_mut().map_or_else(|| Err(given_up()), |copier| copier.admit_direct(fd))
     }
 
     /// Whether another direct transfer may go.
     pub(crate) fn has_direct_room(&self) -> bool {
-        self.directs < self.copier.direct_limit()
+        self.copier.as_ref().is_none_or(|copier| self.directs < copier.direct_limit())
     }
 
     /// A direct transfer; the token in `op` is set here.
     pub(crate) fn direct(&mut self, op: DirectOp, tag: T) {
         self.directs += 1;
-        let token = self.flights.insert(Flight { slot: None, tag });
-        self.copier.submit_direct(DirectOp { token, ..op });
+        self.begin(None, tag, |copier, token| copier.submit_direct(DirectOp { token, ..op }));
+    }
+
+    fn begin(&mut self, slot: Option<IoBuffer>, tag: T, submit: impl FnOnce(&mut dyn CopyEngine, usize)) {
+        let Some(copier) = &mut self.copier else {
+            self.directs -= usize::from(slot.is_none());
+            return self.refused.push(Copied { slot, tag, result: Err(given_up()) });
+        };
+        if self.flights.is_empty() {
+            self.moved = Instant::now();
+        }
+        let token = self.flights.insert(Flight { slot, tag });
+        submit(&mut **copier, token);
     }
 
     /// Hands over what is queued.
     pub(crate) fn flush(&mut self) {
-        if self.is_busy() {
-            self.copier.flush();
+        if let (false, Some(copier)) = (self.flights.is_empty(), &mut self.copier) {
+            copier.flush();
         }
     }
 
     /// Takes what has ended.
     pub(crate) fn poll(&mut self, ended: &mut Vec<Copied<T>>) {
-        let Self { copier, flights, directs, .. } = self;
+        ended.append(&mut self.refused);
+        let Self { copier: Some(copier), flights, directs, moved, .. } = self else { return };
         if flights.is_empty() {
             return;
         }
+        let mut any = false;
         copier.poll(&mut |done| {
             let Flight { slot, tag } = flights.remove(done.token);
             *directs -= usize::from(slot.is_none());
+            any = true;
             ended.push(Copied { slot, tag, result: done.result });
         });
+        if any {
+            *moved = Instant::now();
+        }
     }
+
+    /// Gives the device up, with what is under way on it: gives what that belongs to. Its slots, its queue and its pinned memory are
+    /// never freed, because it may still write to them.
+    pub(crate) fn abandon(&mut self) -> Vec<T> {
+        let give_up = |flight: Flight<T>| {
+            std::mem::forget(flight.slot);
+            flight.tag
+        };
+        if let Some(copier) = self.copier.take() {
+            std::mem::forget(copier);
+            // Keeps the pools mapped, and registered.
+            std::mem::forget(self.attached.clone());
+        }
+        self.directs = 0;
+        self.flights.drain().map(give_up).collect()
+    }
+}
+
+fn given_up() -> DeviceError {
+    DeviceError::new("copy", "the device ends nothing any more, and was given up")
 }

@@ -26,7 +26,7 @@ use std::rc::Rc;
 
 use thiserror::Error;
 
-pub use attached::DeviceStatus;
+pub use attached::{DeviceStatus, VolumeRoute};
 
 use crate::mem::Pool;
 pub use crate::mem::{DeviceBuffer, DeviceId, DeviceRange, Fence, Span};
@@ -115,8 +115,6 @@ pub struct DeviceCopy {
     pub host: Span,
     /// As many bytes of the device's memory.
     pub place: Place,
-    /// What has to have happened on the device before.
-    pub after: Option<Fence>,
     /// Comes back with the completion.
     pub token: usize,
 }
@@ -132,8 +130,6 @@ pub struct DirectOp {
     pub offset: u64,
     /// The block of device memory; address and length are multiples of [`DIRECT_ALIGN_BYTES`].
     pub range: DeviceRange,
-    /// What has to have happened on the device before.
-    pub after: Option<Fence>,
     /// Comes back with the completion.
     pub token: usize,
 }
@@ -155,10 +151,26 @@ pub struct CopyDone {
 /// What is submitted is reported by `poll` exactly once, with its result, and only when the device is done with the memory: a
 /// submission that fails is reported as well. Dropping it waits until the device is done with everything.
 pub trait CopyEngine {
+    /// Whether the work that a fence stands for is done. Does not block. What has to wait for a fence is submitted after this has
+    /// said so, and not before: the queues are shared by all callers, and what is behind an event in them cannot be taken back.
+    ///
+    /// # Errors
+    /// The work has failed, or the fence is another device's.
+    fn has_happened(&mut self, fence: &Fence) -> Result<bool, DeviceError>;
+
     /// Queues a copy. May wait for [`CopyEngine::flush`] before it begins.
     fn submit(&mut self, copy: DeviceCopy);
 
-    /// Queues a direct transfer; never called where the route is [`Route::Pipeline`].
+    /// Whether this file goes directly: each is asked about, once as long as it is open, where the route is [`Route::Direct`].
+    ///
+    /// # Errors
+    /// Why it does not. Its objects go through slots then.
+    fn admit_direct(&mut self, fd: &Rc<OwnedFd>) -> Result<(), DeviceError> {
+        let _ = fd;
+        Ok(())
+    }
+
+    /// Queues a direct transfer of a file that was admitted; never called where the route is [`Route::Pipeline`].
     fn submit_direct(&mut self, op: DirectOp);
 
     /// Hands what is queued to the device: many small copies at once.

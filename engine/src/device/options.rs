@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -95,11 +96,24 @@ pub struct DeviceOptions {
     pub transit_bytes: usize,
     /// How files get to the device. Default: as a probe says.
     pub route: RouteChoice,
+    /// How long an object waits for its caller's fence, from when the engine would touch its memory. Then it fails as
+    /// [`Error::Device`]. The deadline of its ticket ends this as well. Default 30 s.
+    pub fence_deadline: Duration,
+    /// How long closing the engine waits for fences that have not come, and for a device on which nothing ends any more. Then what
+    /// waits fails, closing goes on, and what the device may still write to (slots, buffers, its queue) is never freed: it is
+    /// lost to the process. Default 10 s.
+    pub close_deadline: Duration,
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { chunk_bytes: 4 << 20, transit_bytes: 64 << 20, route: RouteChoice::Auto }
+        Self {
+            chunk_bytes: 4 << 20,
+            transit_bytes: 64 << 20,
+            route: RouteChoice::Auto,
+            fence_deadline: Duration::from_secs(30),
+            close_deadline: Duration::from_secs(10),
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 //! has ended, ask for more, sleep). Slots, copies and the length of the sleeps are the engine's own.
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::attached::Attached;
@@ -110,14 +109,18 @@ fn run(setup: Setup, chunks: usize) -> f64 {
 
 fn lane(device: &SimDevice, chunk: usize, transit: usize) -> Lane<()> {
     let device: Arc<dyn Device> = Arc::new(device.clone());
-    let options = DeviceOptions { chunk_bytes: chunk, transit_bytes: transit, route: RouteChoice::Pipeline };
-    let route = device.route(Path::new("."), options.route).unwrap();
-    Lane::new(Arc::new(Attached::new(device, options, route, 1, false).unwrap()), 0).unwrap()
+    let options = DeviceOptions {
+        chunk_bytes: chunk,
+        transit_bytes: transit,
+        route: RouteChoice::Pipeline,
+        ..DeviceOptions::default()
+    };
+    Lane::new(Arc::new(Attached::new(device, options, Vec::new(), 1, false).unwrap()), 0).unwrap()
 }
 
 fn copy(lane: &mut Lane<()>, direction: Direction, slot: IoBuffer, memory: &SimMemory) {
     let len = slot.len();
-    lane.copy(direction, slot, len, Place::Device(memory.buffer().part(0, len)), None, ());
+    lane.copy(direction, slot, len, Place::Device(memory.buffer().part(0, len)), ());
 }
 
 /// What disk and device do alone, the slower of them: each copy costs the device its fixed time as well.

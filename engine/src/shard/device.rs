@@ -3,15 +3,18 @@
 //! ```text
 //! load:   slot, read by the ring -> (checksum) -> copy to the device -> end of the piece
 //! store:  slot, copy from the device -> (checksum) -> staged -> written by the ring -> end of the piece
-//! direct: one transfer between file and device, without a slot and without a checksum
+//! direct: one transfer between file and device, without a slot and without a checksum; through a slot after all, where that fails
 //! ```
+//! Nothing touches an object's memory before its caller's work is done (`gate.rs`).
 //! Everything before and after is as for host memory. Without a device nothing here is called but for a look at an empty list.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nix::errno::Errno;
 
+use super::gate::Gate;
 use super::transfer::{Grid, Piece, Target, Transfer};
 use super::{Active, Class, Pending, Shard};
 use crate::device::attached::Attached;
@@ -19,7 +22,7 @@ use crate::device::lane::{COPY_WAIT_US, Copied, Lane};
 use crate::device::{DIRECT_ALIGN_BYTES, DirectOp, Direction, Fence, Place};
 use crate::error::{Error, Result};
 use crate::integrity::Sum;
-use crate::mem::{Buffer, DeviceBuffer, IoBuffer};
+use crate::mem::{Buffer, DeviceBuffer, DeviceId, IoBuffer};
 use crate::ring::{Op, Request, Wait};
 
 /// How late a shard with a device may wake from its short sleeps, in nanoseconds; the kernel's default is as long as they are.
@@ -31,9 +34,18 @@ const IDLE_LOOKS: u32 = 64;
 const IDLE_DOUBLINGS_MAX: u32 = 5;
 
 /// What a copy belongs to.
-struct Tag {
-    active: usize,
-    piece: Piece,
+pub(super) struct Tag {
+    pub(super) active: usize,
+    pub(super) piece: Piece,
+}
+
+/// What came of a piece that was to begin.
+pub(super) enum Issued {
+    Yes,
+    /// Not before something that is under way has ended.
+    NoRoom,
+    /// Not before its gate is open, which gives the object its turn again.
+    Parked,
 }
 
 /// Bytes of a store that have come from the device, and wait for room in the ring.
@@ -46,8 +58,17 @@ struct Staged {
 /// The devices of one shard.
 #[derive(Default)]
 pub(super) struct Devices {
-    lanes: Vec<Lane<Tag>>,
+    pub(super) lanes: Vec<Lane<Tag>>,
+    /// Made, and not in use before all shards have theirs.
+    unsettled: Vec<Lane<Tag>>,
     staged: VecDeque<Staged>,
+    /// Pieces whose direct transfer has failed, to go through slots.
+    again: VecDeque<(usize, Piece)>,
+    /// Objects that wait for their caller's work, and by lane the bytes that loads among them have asked of the disk.
+    pub(super) gated: Vec<usize>,
+    pub(super) ahead: Vec<usize>,
+    /// When the engine began to close.
+    pub(super) closing: Option<Instant>,
     /// Looks in a row at which nothing had ended, although something was under way.
     idle_looks: u32,
 }
@@ -55,11 +76,20 @@ pub(super) struct Devices {
 impl Devices {
     /// How long the shard may sleep: copies that end wake nobody.
     pub(super) fn sleep(&self) -> Wait {
-        match self.lanes.iter().any(Lane::is_busy) {
+        match self.is_busy() {
             // A fence that takes its time, or a device that hangs: no reason to look 20,000 times a second.
             true => Wait::AtMostUs(COPY_WAIT_US << (self.idle_looks / IDLE_LOOKS).min(IDLE_DOUBLINGS_MAX)),
             false => Wait::Forever,
         }
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.gated.is_empty() || self.lanes.iter().any(Lane::is_busy)
+    }
+
+    /// From now on what waits for a device waits no longer than its `close_deadline`.
+    pub(super) fn close(&mut self) {
+        self.closing = Some(Instant::now());
     }
 
     /// Hands queued copies over.
@@ -78,19 +108,21 @@ impl Devices {
         }
     }
 
-    /// The memory of an object as a transfer uses it, with the lane that `lane_of` has found. `may_be_direct`: no checksum has to
-    /// see the bytes.
-    pub(super) fn target(&self, buffer: Buffer, lane: Option<usize>, may_be_direct: bool, grid: Grid) -> Target {
+    /// The memory of an object as a transfer uses it, with the lane that `lane_of` has found. `direct_on`: the volume, where no
+    /// checksum has to see the bytes.
+    pub(super) fn target(&self, buffer: Buffer, lane: Option<usize>, direct_on: Option<usize>, grid: Grid) -> Target {
         let Some(lane) = lane else { return Target::Host(IoBuffer::new(buffer)) };
         let attached = self.lanes[lane].attached();
         let memory = match buffer.into_device() {
             Ok(memory) => Memory::Lent(memory),
             Err(buffer) => Memory::Loopback(IoBuffer::new(buffer)),
         };
-        let direct = may_be_direct && attached.route.is_direct();
+        let direct = direct_on.is_some_and(|volume| attached.is_direct(volume));
         let direct = direct.then(|| DIRECT_ALIGN_BYTES.max(grid.offset_align));
         let chunk = attached.options.chunk_bytes;
-        Target::Device(DeviceTarget { lane, chunk, direct, memory, unsummed: Vec::new() })
+        let gate = Gate::new(memory.after());
+        let unsummed = Vec::new();
+        Target::Device(Box::new(DeviceTarget { lane, chunk, direct, memory, gate, unsummed, is_given_up: false }))
     }
 }
 
@@ -100,13 +132,26 @@ enum Memory {
     Loopback(IoBuffer),
 }
 
+impl Memory {
+    fn after(&self) -> Option<Fence> {
+        match self {
+            Self::Lent(memory) => memory.after().cloned(),
+            Self::Loopback(_) => None,
+        }
+    }
+}
+
 /// An object's memory on a device.
 pub(super) struct DeviceTarget {
-    lane: usize,
+    pub(super) lane: usize,
     chunk: usize,
     /// What direct pieces are multiples of, where they are allowed.
     direct: Option<usize>,
     memory: Memory,
+    /// The caller's work that has to be done before.
+    pub(super) gate: Gate,
+    /// The device was given up with copies of this object under way: its memory is nobody's any more.
+    is_given_up: bool,
     /// Slots whose bytes the checksum has not come to, by offset: pieces come in any order.
     unsummed: Vec<(usize, IoBuffer)>,
 }
@@ -120,6 +165,10 @@ impl DeviceTarget {
     }
 
     pub(super) fn into_buffer(self) -> Option<Buffer> {
+        if self.is_given_up {
+            std::mem::forget(self.memory);
+            return None;
+        }
         match self.memory {
             Memory::Lent(memory) => Some(memory.into()),
             Memory::Loopback(buffer) => buffer.into_buffer().ok(),
@@ -140,17 +189,10 @@ impl DeviceTarget {
         Piece { offset, len, bounce: true }
     }
 
-    fn place(&self, piece: Piece) -> Place {
+    pub(super) fn place(&self, piece: Piece) -> Place {
         match &self.memory {
             Memory::Lent(memory) => Place::Device(memory.part(piece.offset, piece.len)),
             Memory::Loopback(buffer) => Place::Loopback(buffer.span(piece.offset, piece.len)),
-        }
-    }
-
-    fn after(&self) -> Option<Fence> {
-        match &self.memory {
-            Memory::Lent(memory) => memory.after().cloned(),
-            Memory::Loopback(_) => None,
         }
     }
 
@@ -175,69 +217,155 @@ fn device_of(transfer: &mut Transfer) -> &mut DeviceTarget {
 }
 
 impl Shard {
-    /// Takes a device into use.
+    /// Makes a device's queue of copies.
     pub(super) fn attach(&mut self, attached: Arc<Attached>) -> Result<()> {
+        let lane = Lane::new(attached.clone(), self.me).map_err(|error| Error::device(&*attached.device, error))?;
+        self.devices.unsettled.push(lane);
+        Ok(())
+    }
+
+    /// Takes a device into use, or gives up what was made for it.
+    pub(super) fn settle_device(&mut self, device: DeviceId, keep: bool) {
+        let Some(index) = self.devices.unsettled.iter().position(|lane| lane.id() == device) else { return };
+        let lane = self.devices.unsettled.swap_remove(index);
+        if !keep {
+            return;
+        }
         self.ring.adopt(&self.core.registry);
         if let Err(errno) = nix::sys::prctl::set_timerslack(TIMER_SLACK_NS) {
             tracing::warn!(%errno, "the shard's timer slack stays as it is: copies may be noticed later");
         }
-        let lane = Lane::new(attached.clone(), self.me).map_err(|error| Error::device(&*attached.device, error))?;
         self.devices.lanes.push(lane);
-        Ok(())
+        self.devices.ahead.push(0);
     }
 
-    /// Takes what the devices have done.
+    /// Takes what the devices have done, and looks at what is waited for.
     pub(super) fn poll_devices(&mut self) {
+        if !self.devices.is_busy() {
+            return;
+        }
+        let mut has_moved = self.open_gates();
         for index in 0..self.devices.lanes.len() {
             let lane = &mut self.devices.lanes[index];
             if lane.is_busy() {
                 let mut ended = Vec::new();
                 lane.flush();
                 lane.poll(&mut ended);
-                let idle_looks = self.devices.idle_looks.saturating_add(1);
-                self.devices.idle_looks = if ended.is_empty() { idle_looks } else { 0 };
+                has_moved |= !ended.is_empty();
                 ended.into_iter().for_each(|copied| self.copied(index, copied));
             }
         }
+        let idle_looks = self.devices.idle_looks.saturating_add(1);
+        self.devices.idle_looks = if has_moved { 0 } else { idle_looks };
     }
 
-    /// Begins a piece of a device's object; false when there is no slot for it now.
-    pub(super) fn issue_device_piece(&mut self, class: Class, active: usize, piece: Piece) -> bool {
-        let direction = if class == Class::Load { Direction::ToDevice } else { Direction::FromDevice };
-        let transfer = self.actives[active].transfer();
-        let (fd, align) = (transfer.fd.clone(), transfer.grid.offset_align);
-        let device = device_of(transfer);
-        let lane = &mut self.devices.lanes[device.lane];
-        if !piece.bounce {
-            if !lane.has_direct_room() {
-                return false;
+    /// While the engine closes: gives up devices on which nothing has ended for as long as `close_deadline`.
+    pub(super) fn give_up_devices(&mut self) {
+        let Some(closing) = self.devices.closing else { return };
+        for index in 0..self.devices.lanes.len() {
+            let lane = &mut self.devices.lanes[index];
+            let deadline = lane.attached().options.close_deadline;
+            if lane.is_stuck_since().is_none_or(|since| since.max(closing).elapsed() <= deadline) {
+                continue;
             }
-            let Place::Device(ranges) = device.place(piece) else { return false };
-            let (offset, after) = (piece.offset as u64, device.after());
-            let op = DirectOp { direction, fd, offset, range: ranges[0], after, token: 0 };
-            lane.direct(op, Tag { active, piece });
-            self.begun(class, active, piece);
-            return true;
-        }
-        let Some(slot) = lane.slot(direction, piece.len.next_multiple_of(align)) else { return false };
-        match class {
-            Class::Load => self.push_slot(class, active, piece, slot),
-            Class::Store => {
-                let (place, after) = (device.place(piece), device.after());
-                lane.copy(direction, slot, piece.len, place, after, Tag { active, piece });
+            let name = lane.attached().device.name();
+            let reason = format!("nothing ended on it for {} s, and it was given up", deadline.as_secs_f64());
+            tracing::error!(device = name, "{reason}; slots and buffers of its copies are never freed");
+            let error = Error::Device { device: name, op: "copy", reason };
+            for Tag { active, .. } in lane.abandon() {
+                let transfer = self.actives[active].transfer();
+                device_of(transfer).is_given_up = true;
+                transfer.fail(error.clone());
+                self.drop_held(active);
+                self.end_transfer(active);
             }
         }
-        self.begun(class, active, piece);
-        true
     }
 
-    /// A piece is under way; what comes after it waits for its turn.
-    fn begun(&mut self, class: Class, active: usize, piece: Piece) {
+    /// Begins a piece of a device's object.
+    pub(super) fn issue_device_piece(&mut self, class: Class, active: usize, piece: Piece) -> Issued {
+        let piece = self.admit(active, piece);
+        if !self.pass_gate(class, active, piece) {
+            return Issued::Parked;
+        }
+        let begun = if piece.bounce {
+            self.fill_slot(class, active, piece)
+        } else {
+            self.transfer_directly(class, active, piece)
+        };
+        if !begun {
+            self.take_back_ahead(active, piece);
+            return Issued::NoRoom;
+        }
         let transfer = self.actives[active].transfer();
         transfer.issue(piece);
         if transfer.next().is_some() {
             self.lane(class).ready.push_back(active);
         }
+        Issued::Yes
+    }
+
+    /// Where a piece is to go directly, but its file does not: the piece as it goes instead, as all that follow do.
+    fn admit(&mut self, active: usize, piece: Piece) -> Piece {
+        if piece.bounce {
+            return piece;
+        }
+        let transfer = self.actives[active].transfer();
+        let fd = transfer.fd.clone();
+        let device = device_of(transfer);
+        let lane = &mut self.devices.lanes[device.lane];
+        let Err(error) = lane.admit_direct(&fd) else { return piece };
+        lane.attached().refuse(&error);
+        device.direct = None;
+        device.piece(piece.offset)
+    }
+
+    /// Begins a direct transfer; false when there are as many as there may be.
+    fn transfer_directly(&mut self, class: Class, active: usize, piece: Piece) -> bool {
+        let transfer = self.actives[active].transfer();
+        let fd = transfer.fd.clone();
+        let device = device_of(transfer);
+        let lane = &mut self.devices.lanes[device.lane];
+        let Place::Device(ranges) = device.place(piece) else { return false };
+        if !lane.has_direct_room() {
+            return false;
+        }
+        let op = DirectOp { direction: direction(class), fd, offset: piece.offset as u64, range: ranges[0], token: 0 };
+        lane.direct(op, Tag { active, piece });
+        true
+    }
+
+    /// Begins to fill a slot; false when there is none now.
+    fn fill_slot(&mut self, class: Class, active: usize, piece: Piece) -> bool {
+        let transfer = self.actives[active].transfer();
+        let align = transfer.grid.offset_align;
+        let device = device_of(transfer);
+        let lane = &mut self.devices.lanes[device.lane];
+        let Some(slot) = lane.slot(direction(class), piece.len.next_multiple_of(align)) else { return false };
+        match class {
+            Class::Load => self.push_slot(class, active, piece, slot),
+            Class::Store => {
+                lane.copy(Direction::FromDevice, slot, piece.len, device.place(piece), Tag { active, piece })
+            }
+        }
+        true
+    }
+
+    /// Begins a piece whose direct transfer has failed once more, through a slot; false when there is none, or no room for it.
+    pub(super) fn issue_again(&mut self, class: Class) -> bool {
+        let is_of_class = |(active, _): &(usize, Piece)| self.actives[*active].class() == class;
+        let Some(index) = self.devices.again.iter().position(is_of_class) else { return false };
+        let (active, piece) = self.devices.again[index];
+        if self.actives[active].transfer().error.is_some() {
+            self.devices.again.remove(index);
+            self.end_transfer(active);
+            return true;
+        }
+        let begun = self.lane(class).has_room() && self.fill_slot(class, active, piece);
+        if begun {
+            self.devices.again.remove(index);
+        }
+        begun
     }
 
     /// Writes the next piece that has come from a device; false when there is none, or no room for it.
@@ -281,13 +409,19 @@ impl Shard {
                     if let Some((_, sum)) = &mut load.check {
                         device.sum_slot(sum, piece, &slot);
                     }
-                    let (place, after) = (device.place(piece), device.after());
+                    if !device.gate.is_open() {
+                        return device.gate.hold(piece, slot);
+                    }
+                    let place = device.place(piece);
                     let lane = &mut self.devices.lanes[device.lane];
-                    return lane.copy(Direction::ToDevice, slot, piece.len, place, after, Tag { active, piece });
+                    return lane.copy(Direction::ToDevice, slot, piece.len, place, Tag { active, piece });
                 }
             }
         }
         drop(slot);
+        if self.actives[active].transfer().error.is_some() {
+            self.drop_held(active);
+        }
         self.end_transfer(active);
     }
 
@@ -295,8 +429,13 @@ impl Shard {
     fn copied(&mut self, lane: usize, copied: Copied<Tag>) {
         let Copied { slot, tag: Tag { active, piece }, result } = copied;
         if let Err(error) = result {
-            let device = &*self.devices.lanes[lane].attached().device;
-            self.actives[active].transfer().fail(Error::device(device, error));
+            let attached = self.devices.lanes[lane].attached();
+            if slot.is_none() {
+                attached.refuse(&error);
+                return self.copy_instead(active, piece);
+            }
+            let error = Error::device(&*attached.device, error);
+            self.actives[active].transfer().fail(error);
         }
         if let (Some(slot), Active::Store(store)) = (&slot, &mut self.actives[active])
             && store.transfer.error.is_none()
@@ -310,5 +449,18 @@ impl Shard {
         }
         drop(slot);
         self.end_transfer(active);
+    }
+
+    /// A direct transfer has failed: its piece goes through a slot, and so does what comes after it.
+    fn copy_instead(&mut self, active: usize, piece: Piece) {
+        device_of(self.actives[active].transfer()).direct = None;
+        self.devices.again.push_back((active, Piece { bounce: true, ..piece }));
+    }
+}
+
+fn direction(class: Class) -> Direction {
+    match class {
+        Class::Load => Direction::ToDevice,
+        Class::Store => Direction::FromDevice,
     }
 }

@@ -32,6 +32,10 @@ pub(super) struct ActiveLoad {
 }
 
 impl ActiveLoad {
+    pub(super) fn is_expired(&self) -> bool {
+        self.part.is_expired()
+    }
+
     /// Takes what a piece has brought.
     pub(super) fn end_piece(&mut self, piece: Piece, bounce: Option<&IoBuffer>, result: Result<usize, Errno>) {
         let is_whole = matches!(result, Ok(bytes) if bytes >= piece.len);
@@ -103,7 +107,8 @@ impl Shard {
                 let LoadOp { keyed, name, buffer, part, _queued } = op;
                 let grid = self.grids[volume];
                 let may_be_direct = check.is_none() && self.core.volumes[volume].dir.is_direct();
-                let transfer = Transfer::new(self.devices.target(buffer, lane, may_be_direct, grid), fd, grid);
+                let transfer =
+                    Transfer::new(self.devices.target(buffer, lane, may_be_direct.then_some(volume), grid), fd, grid);
                 self.activate_load(ActiveLoad { keyed, name, volume, part, transfer, check, _queued });
             }
             Err(error @ (Error::NotFound | Error::Damaged { .. } | Error::Unverifiable { .. })) => {

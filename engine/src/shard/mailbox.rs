@@ -12,7 +12,7 @@ use crate::core::Queued;
 use crate::device::attached::Attached;
 use crate::error::{Error, Result};
 use crate::index::{Held, Keyed};
-use crate::mem::Buffer;
+use crate::mem::{Buffer, DeviceId};
 use crate::report::{DeleteReport, LoadReport, StoreReport};
 use crate::ticket::Part;
 
@@ -73,8 +73,15 @@ pub(crate) enum Command {
     Released(Keyed),
     /// Memory was registered: take it over.
     Adopt,
-    /// Take a device into use, and say how it went.
+    /// Make what a device needs here, and say how it went.
     Attach(Arc<Attached>, Sender<Result<()>>),
+    /// All shards have answered: take the device into use, or give up what was made.
+    Settle {
+        device: DeviceId,
+        keep: bool,
+        /// Gone when it is done.
+        _done: WaitGroup,
+    },
     Close,
 }
 

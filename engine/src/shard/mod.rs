@@ -14,6 +14,7 @@ mod delete;
 mod descriptors;
 mod device;
 mod evict;
+mod gate;
 mod load;
 mod mailbox;
 mod spares;
@@ -44,7 +45,7 @@ use crate::volume::{Directory, SyncNumber};
 use crate::watch::ShardQueues;
 pub(crate) use descriptors::reserve_descriptors;
 use descriptors::{Descriptors, open_files};
-use device::Devices;
+use device::{Devices, Issued};
 use load::ActiveLoad;
 pub(crate) use mailbox::{Command, DeleteOp, EvictOp, LoadOp, Mailbox, StoreOp, TwinOp};
 use spares::{Spare, Spares};
@@ -85,6 +86,14 @@ impl Active {
         match self {
             Self::Load(_) => Class::Load,
             Self::Store(_) => Class::Store,
+        }
+    }
+
+    /// Whether its deadline has answered already.
+    fn is_expired(&self) -> bool {
+        match self {
+            Self::Load(load) => load.is_expired(),
+            Self::Store(store) => store.is_expired(),
         }
     }
 }
@@ -324,8 +333,11 @@ impl Shard {
                 self.issue();
             }
             self.answer();
-            if self.closing && self.is_idle() {
-                return Ok(());
+            if self.closing {
+                self.give_up_devices();
+                if self.is_idle() {
+                    return Ok(());
+                }
             }
             self.tell_queues();
             self.devices.flush();
@@ -396,6 +408,7 @@ impl Shard {
                 Command::Released(keyed) => self.release_followers(&keyed),
                 Command::Adopt => self.ring.adopt(&self.core.registry),
                 Command::Attach(attached, reply) => drop(reply.send(self.attach(attached))),
+                Command::Settle { device, keep, .. } => self.settle_device(device, keep),
                 Command::Close => self.close(),
             }
         }
@@ -404,6 +417,7 @@ impl Shard {
     /// Fails what has not begun; what has, ends.
     fn close(&mut self) {
         self.closing = true;
+        self.devices.close();
         for op in std::mem::take(&mut self.waiting_loads) {
             self.answers.push(Answer::Load(op.part, Err(Error::Closed), Some(op.buffer)));
         }
@@ -483,7 +497,7 @@ impl Shard {
 
     /// One piece of one object of a class; false when none can go.
     fn issue_one(&mut self, class: Class) -> bool {
-        if class == Class::Store && self.issue_staged() {
+        if self.issue_again(class) || (class == Class::Store && self.issue_staged()) {
             return true;
         }
         for _ in 0..self.lane(class).ready.len() {
@@ -495,11 +509,12 @@ impl Shard {
             let transfer = self.actives[active].transfer();
             let Some(piece) = transfer.next() else { continue };
             if let Target::Device(_) = transfer.target {
-                if self.issue_device_piece(class, active, piece) {
-                    return true;
+                match self.issue_device_piece(class, active, piece) {
+                    Issued::Yes => return true,
+                    // Its turn comes again when a slot is back.
+                    Issued::NoRoom => self.lane(class).ready.push_back(active),
+                    Issued::Parked => {}
                 }
-                // Its turn comes again when a slot is back.
-                self.lane(class).ready.push_back(active);
                 continue;
             }
             if piece.bounce && self.bounce.is_empty() {
@@ -585,12 +600,19 @@ impl Shard {
 
     /// A piece has ended; perhaps its object has.
     fn end_transfer(&mut self, active: usize) {
+        self.actives[active].transfer().end();
+        self.settle_transfer(active);
+    }
+
+    /// Ends an object whose pieces have all ended.
+    fn settle_transfer(&mut self, active: usize) {
         let class = self.actives[active].class();
         let transfer = self.actives[active].transfer();
-        transfer.end();
         if transfer.waits_for_turn() {
             self.lane(class).ready.push_back(active);
         } else if transfer.is_done() {
+            self.forget_gate(active);
+            let transfer = self.actives[active].transfer();
             if transfer.error.is_some() {
                 // A piece has failed with others still to be asked for: its number is another object's soon.
                 self.lane(class).ready.retain(|waiting| *waiting != active);

@@ -54,6 +54,10 @@ pub(super) struct ActiveStore {
 }
 
 impl ActiveStore {
+    pub(super) fn is_expired(&self) -> bool {
+        self.part.is_expired()
+    }
+
     /// Adds a piece to the checksum; pieces are issued in order.
     pub(super) fn sum_piece(&mut self, piece: Piece) {
         if let Some(sum) = &mut self.sum {
@@ -141,7 +145,8 @@ impl Shard {
                 let (grid, may_be_direct) =
                     (self.grids[volume], sum.is_none() && self.core.volumes[volume].dir.is_direct());
                 let StoreOp { keyed, name, buffer, part, _queued, .. } = op;
-                let mut transfer = Transfer::new(self.devices.target(buffer, lane, may_be_direct, grid), fd, grid);
+                let target = self.devices.target(buffer, lane, may_be_direct.then_some(volume), grid);
+                let mut transfer = Transfer::new(target, fd, grid);
                 if matches!(from, Holding::Temp(_)) {
                     transfer = transfer.in_turn(NEW_FILE_SEGMENTS * grid.segment);
                 }

@@ -32,7 +32,7 @@ pub(super) struct Piece {
 /// Where an object's bytes are, or are to be.
 pub(super) enum Target {
     Host(IoBuffer),
-    Device(DeviceTarget),
+    Device(Box<DeviceTarget>),
 }
 
 impl Target {

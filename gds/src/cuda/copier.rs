@@ -8,12 +8,14 @@
 //! whole is reported when its event has happened all the same: what had been queued of it may still run.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use saltern::device::{CopyDone, CopyEngine, DeviceCopy, DeviceError, DirectOp, Direction, Fence, Place};
 
 use super::device::Gpu;
-use super::driver::MemcpyAttributes;
+use super::driver::{MemcpyAttributes, NOT_SUPPORTED};
 use super::stream::{CudaFence, Event, Stream};
 use crate::cufile::{CuFile, DirectQueue};
 use crate::error::Result;
@@ -40,8 +42,8 @@ struct Lane {
     stream: Stream,
     queued: Vec<DeviceCopy>,
     groups: VecDeque<Group>,
-    /// What the stream waits for already.
-    last_fence: Option<Fence>,
+    /// The driver has the function, and does not take it for this memory.
+    refuses_batches: bool,
 }
 
 /// See the module.
@@ -57,10 +59,11 @@ impl CudaCopier {
     pub(super) fn new(gpu: Arc<Gpu>, cufile: Option<Arc<CuFile>>) -> Result<Self> {
         let lane = |direction| {
             let stream = Stream::new(gpu.clone())?;
-            Ok(Lane { direction, stream, queued: Vec::new(), groups: VecDeque::new(), last_fence: None })
+            Ok(Lane { direction, stream, queued: Vec::new(), groups: VecDeque::new(), refuses_batches: false })
         };
         let lanes = [lane(Direction::ToDevice)?, lane(Direction::FromDevice)?];
-        let direct = cufile.map(|cufile| DirectQueue::new(cufile, Some(gpu.clone()))).transpose()?;
+        let slabs = gpu.slabs.clone();
+        let direct = cufile.map(|cufile| DirectQueue::new(cufile, Some(gpu.clone()), slabs)).transpose()?;
         Ok(Self { direct, lanes, events: Vec::new(), gpu })
     }
 }
@@ -107,11 +110,6 @@ impl Lane {
     fn queue(&mut self, gpu: &Gpu, copies: &[DeviceCopy]) -> Result<()> {
         let mut blocks: Vec<Block> = Vec::new();
         for copy in copies {
-            if let Some(fence) = &copy.after {
-                // What was queued before must not wait for it.
-                self.hand_over(gpu, &mut blocks)?;
-                self.wait(fence)?;
-            }
             let mut host = copy.host.ptr() as u64;
             match &copy.place {
                 Place::Device(ranges) => {
@@ -124,23 +122,13 @@ impl Lane {
                 Place::Loopback(place) => blocks.push((host, place.ptr() as u64, place.len())),
             }
         }
-        self.hand_over(gpu, &mut blocks)
-    }
-
-    fn wait(&mut self, fence: &Fence) -> Result<()> {
-        let waits = self.last_fence.as_ref().is_some_and(|last| Arc::ptr_eq(last, fence));
-        if let (false, Some(cuda)) = (waits, fence.downcast_ref::<CudaFence>()) {
-            self.stream.wait(cuda)?;
-            self.last_fence = Some(fence.clone());
-        }
-        Ok(())
+        self.hand_over(gpu, blocks)
     }
 
     /// Gives blocks to the driver: in one call where that saves any.
-    fn hand_over(&self, gpu: &Gpu, blocks: &mut Vec<Block>) -> Result<()> {
+    fn hand_over(&mut self, gpu: &Gpu, blocks: Vec<Block>) -> Result<()> {
         let to_device = self.direction == Direction::ToDevice;
-        let blocks = std::mem::take(blocks);
-        if let (Some(batch), 2..) = (gpu.driver.memcpy_batch_async, blocks.len()) {
+        if let (false, Some(batch), 2..) = (self.refuses_batches, gpu.driver.memcpy_batch_async, blocks.len()) {
             let host = blocks.iter().map(|block| block.0);
             let device = blocks.iter().map(|block| block.1);
             let (mut from, mut to): (Vec<u64>, Vec<u64>) =
@@ -155,7 +143,11 @@ impl Lane {
                 let (to, from, sizes) = (to.as_mut_ptr(), from.as_mut_ptr(), sizes.as_mut_ptr());
                 batch(to, from, sizes, count, &mut attributes, &mut first, 1, &mut failed, stream)
             };
-            return gpu.driver.check("cuMemcpyBatchAsync", code);
+            if code != NOT_SUPPORTED {
+                return gpu.driver.check("cuMemcpyBatchAsync", code);
+            }
+            // Copied one by one, also what was queued of it: twice the same bytes.
+            self.refuses_batches = true;
         }
         for (host, device, len) in blocks {
             // SAFETY: as above.
@@ -195,11 +187,24 @@ impl Lane {
                 each(CopyDone { token, result });
             }
         }
-        self.last_fence = None;
     }
 }
 
 impl CopyEngine for CudaCopier {
+    fn has_happened(&mut self, fence: &Fence) -> Result<bool, DeviceError> {
+        let fence =
+            fence.downcast_ref::<CudaFence>().ok_or_else(|| DeviceError::new("fence", "it is another device's"))?;
+        self.gpu.bind()?;
+        Ok(fence.is_done()?)
+    }
+
+    fn admit_direct(&mut self, fd: &Rc<OwnedFd>) -> Result<(), DeviceError> {
+        match &mut self.direct {
+            Some(direct) => Ok(direct.admit(fd)?),
+            None => Err(DeviceError::new("cuFile", "it was not open when the device was attached")),
+        }
+    }
+
     fn submit(&mut self, copy: DeviceCopy) {
         self.lanes[copy.direction as usize].queued.push(copy);
     }

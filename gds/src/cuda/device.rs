@@ -14,9 +14,9 @@ use super::copier::CudaCopier;
 use super::driver::{ATTRIBUTE_HOST_NUMA_ID, ATTRIBUTE_RDMA, Driver, HOST_REGISTER_PORTABLE, Handle};
 use super::slice::DeviceSlice;
 use super::stream::CudaFence;
-use crate::cufile::{CuFile, FileIo, Mode, Prober};
+use crate::cufile::{CuFile, FileIo, Mode, ProbeReport, Prober, Slab, Slabs};
 use crate::error::{GdsError, Result};
-use crate::machine::Machine;
+use crate::machine::{Machine, P2PDMA};
 
 /// Where the libraries are, and how cuFile is probed. The defaults are right where CUDA is installed in the usual way.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +76,8 @@ pub(crate) struct Gpu {
     options: CudaOptions,
     /// Set when a probe has shown that cuFile is direct.
     cufile: parking_lot::Mutex<Option<Arc<CuFile>>>,
+    /// Memory that cuFile is told of as soon as it is open.
+    pub(super) slabs: Arc<Slabs>,
 }
 
 // SAFETY: a context may be made current on any thread; the driver's functions are thread-safe.
@@ -123,8 +125,8 @@ impl CudaDevice {
         // SAFETY: writes one handle; balanced in `Gpu::drop`.
         let code = unsafe { (driver.primary_ctx_retain)(&mut context, device) };
         driver.check("cuDevicePrimaryCtxRetain", code)?;
-        let gpu =
-            Gpu { driver, context, device, id: DeviceId::new(), info, options, cufile: parking_lot::Mutex::default() };
+        let (id, cufile, slabs) = (DeviceId::new(), parking_lot::Mutex::default(), Arc::default());
+        let gpu = Gpu { driver, context, device, id, info, options, cufile, slabs };
         gpu.bind()?;
         Ok(Self(Arc::new(gpu)))
     }
@@ -184,6 +186,33 @@ impl CudaDevice {
         unsafe { DeviceBuffer::new(self.0.id, ranges, after, keepalive) }
     }
 
+    /// Makes memory known to cuFile once, and not for each transfer: the one block, or the few, that a cache's objects have their
+    /// places in. cuFile maps it for the drive; what is not in such a block goes through a bounce buffer of its own on the GPU.
+    /// Registered as soon as cuFile is open, which it is where a probe has shown that it is direct, and until the slab and the last
+    /// transfer that uses it are gone. Memory that cannot be mapped (more than the GPU's BAR has, for example) is no error: see
+    /// [`DeviceSlab::why_not`].
+    pub fn slab(&self, memory: &DeviceSlice) -> DeviceSlab {
+        let range = DeviceRange { address: memory.address(), len: memory.len() };
+        // SAFETY: the memory is kept by the slab.
+        unsafe { self.lend_slab(range, Some(memory.keepalive())) }
+    }
+
+    /// As [`CudaDevice::slab`], of memory that somebody else allocated.
+    ///
+    /// # Safety
+    /// The range is memory of this GPU, and stays allocated for as long as the slab, or `keepalive`, lives.
+    pub unsafe fn lend_slab(&self, range: DeviceRange, keepalive: Option<saltern::Keepalive>) -> DeviceSlab {
+        // Held while it is added, so that an opening of cuFile beside this misses none.
+        let cufile = self.0.cufile.lock();
+        let slab = self.0.slabs.add(range, keepalive);
+        if let Some(cufile) = &*cufile
+            && self.0.bind().is_ok()
+        {
+            slab.register(&(cufile.clone() as Arc<dyn FileIo>));
+        }
+        DeviceSlab { slab: Some(slab), gpu: self.0.clone() }
+    }
+
     /// Looks whether cuFile is direct for files of this directory.
     pub(crate) fn prober(&self) -> Prober {
         Prober {
@@ -218,11 +247,14 @@ impl CudaDevice {
         Ok(Arc::new(CuFile::open(self.0.options.libcufile.as_deref(), Mode::Compatibility)?))
     }
 
-    fn open_cufile(&self) -> Result<()> {
+    fn open_cufile(&self, report: &ProbeReport) -> Result<()> {
         let mut cufile = self.0.cufile.lock();
         if cufile.is_none() {
             self.0.bind()?;
-            *cufile = Some(Arc::new(CuFile::open_direct(self.0.options.libcufile.as_deref())?));
+            let mode = Mode::Direct { by_p2pdma: report.by == P2PDMA, in_batches: report.no_batches.is_none() };
+            let opened = Arc::new(CuFile::open(self.0.options.libcufile.as_deref(), mode)?);
+            self.0.slabs.register_all(&(opened.clone() as Arc<dyn FileIo>));
+            *cufile = Some(opened);
         }
         Ok(())
     }
@@ -251,8 +283,9 @@ impl Device for CudaDevice {
             return Ok(Route::Pipeline { why: "it was asked for".to_owned() });
         }
         let direct = self.prober().probe(dir).and_then(|report| {
-            self.open_cufile()?;
-            Ok(format!("cuFile {} over {}", report.version, report.by))
+            self.open_cufile(&report)?;
+            let how = report.no_batches.map_or_else(|| "in batches".to_owned(), |why| format!("call by call: {why}"));
+            Ok(format!("cuFile {} over {}, {how}", report.version, report.by))
         });
         match (direct, choice) {
             (Ok(by), _) => Ok(Route::Direct { by }),
@@ -263,6 +296,32 @@ impl Device for CudaDevice {
 
     fn copier(&self) -> Result<Box<dyn CopyEngine>, DeviceError> {
         Ok(Box::new(CudaCopier::new(self.0.clone(), self.0.cufile.lock().clone())?))
+    }
+}
+
+/// Memory of a GPU that cuFile knows as a whole: see [`CudaDevice::slab`].
+pub struct DeviceSlab {
+    slab: Option<Arc<Slab>>,
+    gpu: Arc<Gpu>,
+}
+
+impl DeviceSlab {
+    /// Whether cuFile has it registered.
+    pub fn is_registered(&self) -> bool {
+        self.slab.as_ref().is_some_and(|slab| slab.is_registered())
+    }
+
+    /// Why it is not registered; `None` where it is.
+    pub fn why_not(&self) -> Option<String> {
+        self.slab.as_ref().and_then(|slab| slab.why_not())
+    }
+}
+
+impl Drop for DeviceSlab {
+    fn drop(&mut self) {
+        // cuFile wants the context where it unmaps; a context that cannot be had has nothing mapped any more.
+        let _ = self.gpu.bind();
+        self.slab = None;
     }
 }
 

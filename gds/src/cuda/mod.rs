@@ -10,9 +10,8 @@ mod slice;
 mod stream;
 
 pub(crate) use device::Gpu;
-pub use device::{CudaDevice, CudaOptions, GpuInfo};
+pub use device::{CudaDevice, CudaOptions, DeviceSlab, GpuInfo};
 pub use driver::Driver;
 pub(crate) use driver::open_library;
 pub use host::{HostKind, HostMemory};
 pub use slice::DeviceSlice;
-pub(crate) use stream::CudaFence;

@@ -12,7 +12,6 @@ use crate::error::Result;
 struct Allocation {
     gpu: Arc<Gpu>,
     address: u64,
-    len: usize,
 }
 
 impl Drop for Allocation {
@@ -24,9 +23,13 @@ impl Drop for Allocation {
     }
 }
 
-/// A block of a GPU's memory; freed with its last clone and the last buffer made of it.
+/// A block of a GPU's memory, or a part of one; freed with the last clone, the last part, and the last buffer made of it.
 #[derive(Clone)]
-pub struct DeviceSlice(Arc<Allocation>);
+pub struct DeviceSlice {
+    allocation: Arc<Allocation>,
+    start: usize,
+    len: usize,
+}
 
 impl DeviceSlice {
     pub(super) fn alloc(gpu: Arc<Gpu>, len: usize) -> Result<Self> {
@@ -35,26 +38,40 @@ impl DeviceSlice {
         // SAFETY: writes one address.
         let code = unsafe { (gpu.driver.mem_alloc)(&mut address, len.max(1)) };
         gpu.driver.check("cuMemAlloc", code)?;
-        Ok(Self(Arc::new(Allocation { gpu, address, len })))
+        Ok(Self { allocation: Arc::new(Allocation { gpu, address }), start: 0, len })
     }
 
     pub(super) fn gpu(&self) -> &Arc<Gpu> {
-        &self.0.gpu
+        &self.allocation.gpu
+    }
+
+    /// What keeps the memory.
+    pub(super) fn keepalive(&self) -> saltern::Keepalive {
+        self.allocation.clone()
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// When it does not lie inside.
+    pub fn slice(&self, part: Range<usize>) -> Self {
+        assert!(part.start <= part.end && part.end <= self.len, "a part outside of its memory");
+        Self { allocation: self.allocation.clone(), start: self.start + part.start, len: part.len() }
     }
 
     /// The GPU's address of the first byte.
     pub fn address(&self) -> u64 {
-        self.0.address
+        self.allocation.address + self.start as u64
     }
 
     /// Length in bytes.
     pub fn len(&self) -> usize {
-        self.0.len
+        self.len
     }
 
     /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
-        self.0.len == 0
+        self.len == 0
     }
 
     /// All of it as the memory of an object. Who writes it meanwhile gets, or stores, any mix of bytes.
@@ -77,11 +94,11 @@ impl DeviceSlice {
     pub fn parts(&self, parts: &[Range<usize>], after: Option<Fence>) -> DeviceBuffer {
         let range = |part: &Range<usize>| {
             assert!(part.start <= part.end && part.end <= self.len(), "a part outside of its memory");
-            DeviceRange { address: self.0.address + part.start as u64, len: part.len() }
+            DeviceRange { address: self.address() + part.start as u64, len: part.len() }
         };
-        let device = CudaDevice(self.0.gpu.clone());
+        let device = CudaDevice(self.gpu().clone());
         // SAFETY: the ranges lie in an allocation that the buffer keeps alive.
-        unsafe { device.lend(parts.iter().map(range).collect(), after, Some(self.0.clone())) }
+        unsafe { device.lend(parts.iter().map(range).collect(), after, Some(self.keepalive())) }
     }
 
     /// Writes all of it; blocks.
@@ -93,10 +110,11 @@ impl DeviceSlice {
     /// When the length is another.
     pub fn write(&self, bytes: &[u8]) -> Result<()> {
         assert_eq!(bytes.len(), self.len(), "all of it is written");
-        self.0.gpu.bind()?;
+        let gpu = self.gpu();
+        gpu.bind()?;
         // SAFETY: both sides have `len` bytes, and the call returns when they are copied.
-        let code = unsafe { (self.0.gpu.driver.memcpy_htod)(self.0.address, bytes.as_ptr().cast(), bytes.len()) };
-        self.0.gpu.driver.check("cuMemcpyHtoD", code)
+        let code = unsafe { (gpu.driver.memcpy_htod)(self.address(), bytes.as_ptr().cast(), bytes.len()) };
+        gpu.driver.check("cuMemcpyHtoD", code)
     }
 
     /// Reads all of it; blocks.
@@ -118,10 +136,11 @@ impl DeviceSlice {
     /// When the length is another.
     pub fn read_into(&self, bytes: &mut [u8]) -> Result<()> {
         assert_eq!(bytes.len(), self.len(), "all of it is read");
-        self.0.gpu.bind()?;
+        let gpu = self.gpu();
+        gpu.bind()?;
         // SAFETY: as in `write`.
-        let code = unsafe { (self.0.gpu.driver.memcpy_dtoh)(bytes.as_mut_ptr().cast(), self.0.address, bytes.len()) };
-        self.0.gpu.driver.check("cuMemcpyDtoH", code)
+        let code = unsafe { (gpu.driver.memcpy_dtoh)(bytes.as_mut_ptr().cast(), self.address(), bytes.len()) };
+        gpu.driver.check("cuMemcpyDtoH", code)
     }
 }
 

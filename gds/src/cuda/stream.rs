@@ -29,13 +29,6 @@ impl Stream {
         let code = unsafe { (self.gpu.driver.stream_synchronize)(self.raw) };
         self.gpu.driver.check("cuStreamSynchronize", code)
     }
-
-    /// What is queued from now on waits for the fence.
-    pub(super) fn wait(&self, fence: &CudaFence) -> Result<()> {
-        // SAFETY: stream and event are alive; the driver keeps what it needs of the event.
-        let code = unsafe { (self.gpu.driver.stream_wait_event)(self.raw, fence.event.raw, 0) };
-        self.gpu.driver.check("cuStreamWaitEvent", code)
-    }
 }
 
 impl Drop for Stream {
@@ -50,7 +43,7 @@ impl Drop for Stream {
 /// A point in a stream, without a time stamp: those that have one make streams wait.
 pub(super) struct Event {
     gpu: Arc<Gpu>,
-    pub(super) raw: Handle,
+    raw: Handle,
 }
 
 impl Event {
@@ -108,11 +101,8 @@ impl CudaFence {
         Ok(Self { event })
     }
 
-    /// Waits until it has happened.
-    pub(crate) fn wait(&self) -> Result<()> {
-        self.event.gpu.bind()?;
-        // SAFETY: the event is alive.
-        let code = unsafe { (self.event.gpu.driver.event_synchronize)(self.event.raw) };
-        self.event.gpu.driver.check("cuEventSynchronize", code)
+    /// Whether it has happened. The context has to be current.
+    pub(super) fn is_done(&self) -> Result<bool> {
+        self.event.is_done()
     }
 }

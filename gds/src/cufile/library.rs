@@ -7,15 +7,29 @@ use std::path::{Path, PathBuf};
 use libloading::Library;
 use saltern::device::{DeviceRange, Direction};
 
+use super::batch::{Batch, CuBatch, Functions};
 use crate::cuda::open_library;
 use crate::error::{GdsError, Result};
 
 /// CUfileError_t: both its parts are enums there.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Status {
+pub(super) struct Status {
     code: c_int,
     cuda: c_int,
+}
+
+impl Status {
+    pub(super) fn check(self, call: &'static str) -> Result<()> {
+        if self.code == 0 {
+            return Ok(());
+        }
+        let mut meaning = meaning_of(self.code);
+        if self.cuda != 0 {
+            meaning.push_str(&format!(", CUDA error {}", self.cuda));
+        }
+        Err(GdsError::CuFile { call, code: self.code, meaning })
+    }
 }
 
 /// CUfileDescr_t. The union of handles is a descriptor or a pointer.
@@ -37,6 +51,8 @@ const HANDLE_TYPE_FD: c_int = 1;
 const PARAM_ALLOW_COMPAT: c_int = 1;
 /// CUFILE_PARAM_FORCE_COMPAT_MODE
 const PARAM_FORCE_COMPAT: c_int = 2;
+/// CUFILE_PARAM_USE_PCIP2PDMA, which is off unless cufile.json says otherwise
+const PARAM_P2PDMA: c_int = 7;
 
 /// What registering a file gives where cuFile does not find out its file system (observed; the header calls them
 /// CU_FILE_HANDLE_NOT_REGISTERED and CU_FILE_INTERNAL_ERROR).
@@ -45,6 +61,41 @@ const NO_FILE_SYSTEM: [c_int; 2] = [5027, 5030];
 /// A file as cuFile knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileHandle(pub usize);
+
+/// Memory of the GPU as cuFile is told of it: a block, an offset in it, and a length. Where the block is registered, nothing has to be
+/// mapped for the transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceSpan {
+    /// Address of the block.
+    pub base: u64,
+    /// From there, in bytes.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: usize,
+    /// Whether the block is registered: else it has no offset, and what goes on from the middle of it is a block by itself.
+    pub is_registered: bool,
+}
+
+impl DeviceSpan {
+    /// What is left of it from `at` on.
+    ///
+    /// # Panics
+    /// When it is shorter than that.
+    pub fn rest(self, at: usize) -> Self {
+        let (len, at) = (self.len - at, at as u64);
+        match self.is_registered {
+            true => Self { offset: self.offset + at, len, ..self },
+            false => Self { base: self.base + at, len, ..self },
+        }
+    }
+}
+
+impl From<DeviceRange> for DeviceSpan {
+    /// A block by itself.
+    fn from(range: DeviceRange) -> Self {
+        Self { base: range.address, offset: 0, len: range.len, is_registered: false }
+    }
+}
 
 /// What blocks: transfers between files and memory of the GPU, as cuFile does them. Thread-safe.
 pub trait FileIo: Send + Sync {
@@ -61,7 +112,22 @@ pub trait FileIo: Send + Sync {
     ///
     /// # Errors
     /// What the library says.
-    fn transfer(&self, direction: Direction, handle: FileHandle, offset: u64, range: DeviceRange) -> Result<usize>;
+    fn transfer(&self, direction: Direction, handle: FileHandle, offset: u64, memory: DeviceSpan) -> Result<usize>;
+
+    /// Makes a block of memory known, until [`FileIo::deregister`]. The GPU's context has to be current, for both.
+    ///
+    /// # Errors
+    /// What the library says.
+    fn register(&self, range: DeviceRange) -> Result<()>;
+
+    /// Forgets a block of memory, by its address.
+    fn deregister(&self, address: u64);
+
+    /// A batch for at most so many transfers.
+    ///
+    /// # Errors
+    /// Why there are none here; transfers go one by one then.
+    fn batch(&self, most: usize) -> Result<Box<dyn Batch>>;
 }
 
 /// The library, with its driver open.
@@ -70,6 +136,9 @@ pub(crate) struct CuFile {
     write: unsafe extern "C" fn(*mut c_void, *const c_void, usize, i64, i64) -> isize,
     register: unsafe extern "C" fn(*mut *mut c_void, *mut Descr) -> Status,
     deregister: unsafe extern "C" fn(*mut c_void),
+    memory_register: unsafe extern "C" fn(*const c_void, usize, c_int) -> Status,
+    memory_deregister: unsafe extern "C" fn(*const c_void) -> Status,
+    batches: std::result::Result<Functions, &'static str>,
     /// Never closed: its driver's threads live as long as the process.
     _library: std::mem::ManuallyDrop<Library>,
 }
@@ -78,7 +147,12 @@ pub(crate) struct CuFile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// Directly, or not at all.
-    Direct,
+    Direct {
+        /// By the kernel's P2PDMA, not by nvidia-fs.
+        by_p2pdma: bool,
+        /// Whether batches are known to come back.
+        in_batches: bool,
+    },
     /// Through the host's memory, by its own slabs: what it does where it is not direct. To be compared with, never to be called GDS.
     Compatibility,
 }
@@ -120,13 +194,8 @@ pub(crate) fn version_text(version: i32) -> String {
 }
 
 impl CuFile {
-    /// Opens the driver with compatibility mode forbidden. Only after a probe in another process has come back: the call may never
+    /// Opens the driver. A context has to be current. Directly only after a probe in another process has come back: the call may never
     /// return.
-    pub(crate) fn open_direct(path: Option<&Path>) -> Result<Self> {
-        Self::open(path, Mode::Direct)
-    }
-
-    /// Opens the driver. A context has to be current.
     pub(crate) fn open(path: Option<&Path>, mode: Mode) -> Result<Self> {
         let (path, library) = load(path)?;
         macro_rules! symbol {
@@ -139,21 +208,50 @@ impl CuFile {
         let set_bool = symbol!("cuFileSetParameterBool", unsafe extern "C" fn(c_int, bool) -> Status);
         let driver_open = symbol!("cuFileDriverOpen", unsafe extern "C" fn() -> Status);
         let (parameter, value) = match mode {
-            Mode::Direct => (PARAM_ALLOW_COMPAT, false),
+            Mode::Direct { .. } => (PARAM_ALLOW_COMPAT, false),
             Mode::Compatibility => (PARAM_FORCE_COMPAT, true),
         };
+        if let Mode::Direct { by_p2pdma: true, .. } = mode {
+            // Libraries that do not know this parameter do not know P2PDMA, and say so when a file is registered.
+            // SAFETY: as below.
+            unsafe { set_bool(PARAM_P2PDMA, true) };
+        }
         // SAFETY: sets a parameter, before the driver is open, as it asks for.
-        check("cuFileSetParameterBool", unsafe { set_bool(parameter, value) })?;
+        unsafe { set_bool(parameter, value) }.check("cuFileSetParameterBool")?;
         // SAFETY: a context is current (the caller), and the checks of `probe.rs` have passed.
-        check("cuFileDriverOpen", unsafe { driver_open() })?;
+        unsafe { driver_open() }.check("cuFileDriverOpen")?;
+        let batches = match mode {
+            Mode::Direct { in_batches: true, .. } => batch_functions(&library),
+            _ => Err("they were not asked for"),
+        };
         Ok(Self {
             read: symbol!("cuFileRead", unsafe extern "C" fn(*mut c_void, *mut c_void, usize, i64, i64) -> isize),
             write: symbol!("cuFileWrite", unsafe extern "C" fn(*mut c_void, *const c_void, usize, i64, i64) -> isize),
             register: symbol!("cuFileHandleRegister", unsafe extern "C" fn(*mut *mut c_void, *mut Descr) -> Status),
             deregister: symbol!("cuFileHandleDeregister", unsafe extern "C" fn(*mut c_void)),
+            memory_register: symbol!("cuFileBufRegister", unsafe extern "C" fn(*const c_void, usize, c_int) -> Status),
+            memory_deregister: symbol!("cuFileBufDeregister", unsafe extern "C" fn(*const c_void) -> Status),
+            batches,
             _library: std::mem::ManuallyDrop::new(library),
         })
     }
+}
+
+/// All of them, or what is missing.
+fn batch_functions(library: &Library) -> std::result::Result<Functions, &'static str> {
+    macro_rules! symbol {
+        ($name:literal) => {
+            // SAFETY: the signature is cufile.h's (see `Functions`), and the library is never closed.
+            *unsafe { library.get(concat!($name, "\0").as_bytes()) }.map_err(|_| concat!("libcufile has no ", $name))?
+        };
+    }
+    Ok(Functions {
+        set_up: symbol!("cuFileBatchIOSetUp"),
+        submit: symbol!("cuFileBatchIOSubmit"),
+        get_status: symbol!("cuFileBatchIOGetStatus"),
+        cancel: symbol!("cuFileBatchIOCancel"),
+        destroy: symbol!("cuFileBatchIODestroy"),
+    })
 }
 
 impl FileIo for CuFile {
@@ -170,7 +268,7 @@ impl FileIo for CuFile {
                 meaning: unknown_file_system(fd),
             });
         }
-        check("cuFileHandleRegister", status)?;
+        status.check("cuFileHandleRegister")?;
         Ok(FileHandle(handle as usize))
     }
 
@@ -179,13 +277,14 @@ impl FileIo for CuFile {
         unsafe { (self.deregister)(handle.0 as *mut c_void) };
     }
 
-    fn transfer(&self, direction: Direction, handle: FileHandle, offset: u64, range: DeviceRange) -> Result<usize> {
-        let (handle, base) = (handle.0 as *mut c_void, range.address as *mut c_void);
-        // SAFETY: the handle is open, and the range is memory of the GPU that the engine holds until this transfer is reported.
+    fn transfer(&self, direction: Direction, handle: FileHandle, offset: u64, memory: DeviceSpan) -> Result<usize> {
+        let DeviceSpan { base, offset: at, len, .. } = memory;
+        let (handle, base, offset, at) = (handle.0 as *mut c_void, base as *mut c_void, offset as i64, at as i64);
+        // SAFETY: the handle is open, and this is memory of the GPU that the engine holds until the transfer is reported.
         let (call, moved) = unsafe {
             match direction {
-                Direction::ToDevice => ("cuFileRead", (self.read)(handle, base, range.len, offset as i64, 0)),
-                Direction::FromDevice => ("cuFileWrite", (self.write)(handle, base, range.len, offset as i64, 0)),
+                Direction::ToDevice => ("cuFileRead", (self.read)(handle, base, len, offset, at)),
+                Direction::FromDevice => ("cuFileWrite", (self.write)(handle, base, len, offset, at)),
             }
         };
         if moved >= 0 {
@@ -196,6 +295,24 @@ impl FileIo for CuFile {
             if moved == -1 { std::io::Error::last_os_error().to_string() } else { meaning_of(-moved as c_int) };
         Err(GdsError::CuFile { call, code: moved as i32, meaning })
     }
+
+    fn register(&self, range: DeviceRange) -> Result<()> {
+        // SAFETY: memory of the GPU, which its slab keeps until `deregister`.
+        unsafe { (self.memory_register)(range.address as *const c_void, range.len, 0) }.check("cuFileBufRegister")
+    }
+
+    fn deregister(&self, address: u64) {
+        // SAFETY: registered in `register`, once; no transfer names it any more (`Slab`).
+        let status = unsafe { (self.memory_deregister)(address as *const c_void) };
+        if let Err(error) = status.check("cuFileBufDeregister") {
+            tracing::error!(%error, "memory of the GPU stays registered");
+        }
+    }
+
+    fn batch(&self, most: usize) -> Result<Box<dyn Batch>> {
+        let functions = self.batches.map_err(|why| GdsError::NoCuFile(why.to_owned()))?;
+        Ok(Box::new(CuBatch::set_up(functions, most)?))
+    }
 }
 
 /// What cuFile's 5027 (or 5030) is about: it asks udev's database what the device is.
@@ -205,19 +322,8 @@ fn unknown_file_system(fd: BorrowedFd<'_>) -> String {
     format!("file system type unknown to cuFile: no udev record for {major}:{minor}")
 }
 
-fn check(call: &'static str, status: Status) -> Result<()> {
-    if status.code == 0 {
-        return Ok(());
-    }
-    let mut meaning = meaning_of(status.code);
-    if status.cuda != 0 {
-        meaning.push_str(&format!(", CUDA error {}", status.cuda));
-    }
-    Err(GdsError::CuFile { call, code: status.code, meaning })
-}
-
 /// CUfileOpError (cufile.h), as far as somebody can do something about it.
-fn meaning_of(code: c_int) -> String {
+pub(super) fn meaning_of(code: c_int) -> String {
     let text = match code {
         5001 => "nvidia-fs is not loaded, and compatibility mode was forbidden",
         5002 | 5004 | 5005 => "nvidia-fs and libcufile do not fit together: update both",

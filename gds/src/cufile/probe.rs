@@ -27,6 +27,8 @@ pub struct ProbeReport {
     pub version: String,
     /// `nvidia-fs` or `P2PDMA`.
     pub by: &'static str,
+    /// Why transfers do not go in batches; `None` where they do.
+    pub no_batches: Option<String>,
 }
 
 /// What the cheap checks say of cuFile on this machine.
@@ -66,12 +68,22 @@ impl Default for Prober {
     }
 }
 
-/// What the other process says, in one line.
+/// What the other process says, in a line each.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Outcome {
+    /// Calls that block have moved a file there and back.
     Direct,
+    /// Batches have, too; or why not.
+    Batches(Option<String>),
     Failed(String),
+}
+
+/// How the other process has ended.
+enum End {
+    Itself,
+    /// It was killed at the deadline.
+    Hung,
 }
 
 impl Prober {
@@ -106,44 +118,60 @@ impl Prober {
         let file = TrialFile::create(dir)?;
         let mut command = Command::new(helper);
         command.arg(HELPER_SUBCOMMAND).arg("--gpu").arg(self.ordinal.to_string()).arg("--file").arg(&file.0);
+        command.args(["--by", by]);
         for (option, path) in [("--libcuda", &self.libcuda), ("--libcufile", &self.libcufile)] {
             if let Some(path) = path {
                 command.arg(option).arg(path);
             }
         }
-        match self.run(command)? {
-            Outcome::Direct => Ok(ProbeReport { version, by }),
-            Outcome::Failed(why) => Err(GdsError::NoCuFile(why)),
-        }
+        let no_batches = self.run(command)?;
+        Ok(ProbeReport { version, by, no_batches })
     }
 
-    fn run(&self, mut command: Command) -> Result<Outcome> {
+    /// Runs the other process. That calls which block are direct is enough: a batch that hangs after that costs the batches alone.
+    fn run(&self, mut command: Command) -> Result<Option<String>> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let program = command.get_program().to_owned();
         let failed = |why: String| GdsError::NoCuFile(format!("the helper {} {why}", program.display()));
         let mut child =
             Reaped(Command::spawn(&mut command).map_err(|error| failed(format!("did not start: {error}")))?);
-        let started = Instant::now();
-        loop {
-            match child.0.try_wait() {
-                Ok(Some(_)) => break,
-                Ok(None) if started.elapsed() < self.deadline => std::thread::sleep(Duration::from_millis(5)),
-                Ok(None) => {
-                    let seconds = self.deadline.as_secs_f64();
-                    return Err(failed(format!(
-                        "did not come back within {seconds} s, and was killed: cuFile hangs here"
-                    )));
-                }
-                Err(error) => return Err(failed(format!("cannot be waited for: {error}"))),
-            }
-        }
-        // One short line, which fits into the pipe: the process could end without a reader.
+        let end = self.wait(&mut child).map_err(|error| failed(format!("cannot be waited for: {error}")))?;
+        // A few short lines, which fit into the pipe: the process could end without a reader.
         let mut text = String::new();
         if let Some(stdout) = &mut child.0.stdout {
             let _ = stdout.read_to_string(&mut text);
         }
-        let line = text.lines().last().unwrap_or_default();
-        serde_json::from_str(line).map_err(|_| failed("ended without an answer: did cuFile crash?".to_owned()))
+        let (mut is_direct, mut batches) = (false, None);
+        for outcome in text.lines().filter_map(|line| serde_json::from_str(line).ok()) {
+            match outcome {
+                Outcome::Direct => is_direct = true,
+                Outcome::Batches(why_not) => batches = Some(why_not),
+                Outcome::Failed(why) => return Err(GdsError::NoCuFile(why)),
+            }
+        }
+        match (is_direct, batches, end) {
+            (true, Some(why_not), _) => Ok(why_not),
+            (true, None, End::Hung) => Ok(Some("a batch did not come back".to_owned())),
+            (true, None, End::Itself) => Ok(Some("cuFile crashed in a batch".to_owned())),
+            (false, _, End::Itself) => Err(failed("ended without an answer: did cuFile crash?".to_owned())),
+            (false, _, End::Hung) => {
+                let seconds = self.deadline.as_secs_f64();
+                Err(failed(format!("did not come back within {seconds} s, and was killed: cuFile hangs here")))
+            }
+        }
+    }
+
+    fn wait(&self, child: &mut Reaped) -> std::io::Result<End> {
+        let started = Instant::now();
+        while child.0.try_wait()?.is_none() {
+            if started.elapsed() >= self.deadline {
+                child.0.kill()?;
+                child.0.wait()?;
+                return Ok(End::Hung);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(End::Itself)
     }
 }
 

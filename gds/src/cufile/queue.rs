@@ -1,11 +1,11 @@
-//! Direct transfers beside a shard's ring. cuFile's calls block, so each runs on one of a few threads; the shard registers files,
+//! Direct transfers beside a shard's ring. cuFile's calls block, so they run on a few threads (`threads.rs`); the shard registers files,
 //! hands transfers over, and takes results, without ever waiting.
 //!
 //! A file stays registered for as long as the engine keeps it open: the cache holds a descriptor of its own, so that a file is never
-//! closed under cuFile, and lets go of what the engine has closed, so that no deleted file keeps its blocks.
+//! closed under cuFile, and lets go of what the engine has closed, so that no deleted file keeps its blocks. With compatibility mode
+//! forbidden, that a file can be registered is the probe of the file: one that cannot is not direct, and its objects go through slots.
 //!
-//! Not cuFile's batches: in compatibility mode more than 64 entries can hang inside of a submit, and a batch is answered as one. Not
-//! its asynchronous calls: what they write their results to has to outlive a stream that nobody can be made to drain.
+//! Not cuFile's asynchronous calls: what they write their results to has to outlive a stream that nobody can be made to drain.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,25 +14,32 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
-use saltern::device::{CopyDone, DeviceError, DeviceRange, DirectOp, Direction, Fence};
+use saltern::device::{CopyDone, DeviceError, DirectOp};
 
+use super::batch::BATCH_MAX;
 use super::library::{FileHandle, FileIo};
-use crate::cuda::{CudaFence, Gpu};
+use super::slab::Slabs;
+use super::threads::{Job, work};
+use crate::cuda::Gpu;
 use crate::error::{GdsError, Result};
 
-/// Threads of one shard. Each has one transfer under way; a chunk of 4 MiB takes 0.3 to 2 ms on one drive.
+/// Threads of one shard where cuFile takes one transfer a call. A chunk of 4 MiB takes 0.3 to 2 ms on one drive.
 const THREADS: usize = 8;
 
-/// Most transfers of one shard under way: one in each thread, and one that waits for each.
+/// Threads of one shard where it takes batches: while one batch is under way, the next comes together.
+const BATCH_THREADS: usize = 2;
+
+/// Most transfers of one shard under way: one in each thread, and one that waits for each; or as many as the batches hold.
 const LIMIT: usize = 2 * THREADS;
+const BATCH_LIMIT: usize = BATCH_THREADS * BATCH_MAX;
 
 /// Most files kept registered by one shard.
 const FILES_MAX: usize = 1024;
 
 /// A registered file.
-struct Registered {
-    io: Arc<dyn FileIo>,
-    handle: FileHandle,
+pub(super) struct Registered {
+    pub(super) io: Arc<dyn FileIo>,
+    pub(super) handle: FileHandle,
     /// Of the cache's own: what cuFile knows stays open until it is forgotten.
     _fd: OwnedFd,
 }
@@ -43,36 +50,37 @@ impl Drop for Registered {
     }
 }
 
-struct Job {
-    file: Arc<Registered>,
-    direction: Direction,
-    offset: u64,
-    range: DeviceRange,
-    after: Option<Fence>,
-    token: usize,
-}
-
 /// See the module. Used by one shard.
 pub(crate) struct DirectQueue {
     io: Arc<dyn FileIo>,
-    /// By the address of the engine's descriptor, which it is as long as the weak pointer lives.
-    files: HashMap<*const OwnedFd, (Weak<OwnedFd>, Arc<Registered>)>,
+    slabs: Arc<Slabs>,
+    /// By the address of the engine's descriptor, which it is as long as the weak pointer lives; with why one is not direct.
+    files: HashMap<*const OwnedFd, (Weak<OwnedFd>, Result<Arc<Registered>>)>,
     jobs: Option<Sender<Job>>,
     done: Receiver<CopyDone>,
     refused: Vec<CopyDone>,
     threads: Vec<JoinHandle<()>>,
+    limit: usize,
 }
 
 impl DirectQueue {
-    /// Starts the threads; `gpu`'s context is current on them.
-    pub(crate) fn new(io: Arc<dyn FileIo>, gpu: Option<Arc<Gpu>>) -> Result<Self> {
-        let (jobs, receiver) = bounded::<Job>(LIMIT);
+    /// Starts the threads; `gpu`'s context is current on them, and has to be here.
+    pub(crate) fn new(io: Arc<dyn FileIo>, gpu: Option<Arc<Gpu>>, slabs: Arc<Slabs>) -> Result<Self> {
+        let batches: Result<Vec<_>> = (0..BATCH_THREADS).map(|_| io.batch(BATCH_MAX)).collect();
+        let (batches, limit) = match batches {
+            Ok(batches) => (batches.into_iter().map(Some).collect(), BATCH_LIMIT),
+            Err(error) => {
+                tracing::debug!(%error, "direct transfers go one by one");
+                ((0..THREADS).map(|_| None).collect::<Vec<_>>(), LIMIT)
+            }
+        };
+        let (jobs, receiver) = bounded::<Job>(limit);
         let (sender, done) = unbounded();
-        let mut queue =
-            Self { io, files: HashMap::new(), jobs: Some(jobs), done, refused: Vec::new(), threads: Vec::new() };
-        for number in 0..THREADS {
+        let (files, refused, threads) = (HashMap::new(), Vec::new(), Vec::new());
+        let mut queue = Self { io, slabs, files, jobs: Some(jobs), done, refused, threads, limit };
+        for (number, batch) in batches.into_iter().enumerate() {
             let (receiver, sender, gpu) = (receiver.clone(), sender.clone(), gpu.clone());
-            let work = move || work(&receiver, &sender, gpu.as_deref());
+            let work = move || work(&receiver, &sender, gpu.as_deref(), batch);
             let thread = std::thread::Builder::new().name(format!("saltern-cufile-{number}")).spawn(work);
             let thread = thread.map_err(|error| GdsError::Io {
                 op: "spawn",
@@ -86,17 +94,23 @@ impl DirectQueue {
 
     /// Most transfers under way.
     pub(crate) fn limit(&self) -> usize {
-        LIMIT
+        self.limit
     }
 
-    /// Hands a transfer over. Does not block: no more than [`LIMIT`] are under way.
+    /// Whether a file is direct, found out once as long as the engine keeps it open.
+    pub(crate) fn admit(&mut self, fd: &Rc<OwnedFd>) -> Result<()> {
+        self.file(fd).map(drop)
+    }
+
+    /// Hands a transfer over. Does not block: no more than [`Self::limit`] are under way.
     pub(crate) fn submit(&mut self, op: DirectOp) {
-        let DirectOp { direction, fd, offset, range, after, token } = op;
+        let DirectOp { direction, fd, offset, range, token } = op;
         let file = match self.file(&fd) {
             Ok(file) => file,
             Err(error) => return self.refused.push(CopyDone { token, result: Err(error.into()) }),
         };
-        let job = Job { file, direction, offset, range, after, token };
+        let (memory, slab) = self.slabs.find(range);
+        let job = Job { file, direction, offset, memory, _slab: slab, token };
         let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
         if !sent {
             let error = DeviceError::new("cuFile", "its threads have ended");
@@ -114,21 +128,25 @@ impl DirectQueue {
         if let Some((known, file)) = self.files.get(&Rc::as_ptr(fd))
             && known.strong_count() > 0
         {
-            return Ok(file.clone());
+            return file.clone();
         }
         self.files.retain(|_, (known, _)| known.strong_count() > 0);
         if self.files.len() >= FILES_MAX {
             self.files.clear();
         }
+        let file = self.register(fd);
+        self.files.insert(Rc::as_ptr(fd), (Rc::downgrade(fd), file.clone()));
+        file
+    }
+
+    fn register(&self, fd: &Rc<OwnedFd>) -> Result<Arc<Registered>> {
         let own = fd.try_clone().map_err(|error| GdsError::Io {
             op: "dup",
             path: "an object's file".into(),
             reason: error.to_string(),
         })?;
         let handle = self.io.open(own.as_fd())?;
-        let file = Arc::new(Registered { io: self.io.clone(), handle, _fd: own });
-        self.files.insert(Rc::as_ptr(fd), (Rc::downgrade(fd), file.clone()));
-        Ok(file)
+        Ok(Arc::new(Registered { io: self.io.clone(), handle, _fd: own }))
     }
 }
 
@@ -144,61 +162,17 @@ impl Drop for DirectQueue {
     }
 }
 
-/// Answers a job, also when its thread panics: no transfer may be waited for in vain.
-struct Answer<'a> {
-    done: &'a Sender<CopyDone>,
-    token: usize,
-    result: Option<Result<(), DeviceError>>,
-}
-
-impl Drop for Answer<'_> {
-    fn drop(&mut self) {
-        let result = self.result.take().unwrap_or_else(|| Err(DeviceError::new("cuFile", "its thread panicked")));
-        let _ = self.done.send(CopyDone { token: self.token, result });
-    }
-}
-
-fn work(jobs: &Receiver<Job>, done: &Sender<CopyDone>, gpu: Option<&Gpu>) {
-    let bound = gpu.map_or(Ok(()), Gpu::bind);
-    for job in jobs {
-        let mut answer = Answer { done, token: job.token, result: None };
-        let result = bound.clone().and_then(|()| transfer(&job));
-        // The file is let go of before the answer: who has it may close the queue.
-        drop(job);
-        answer.result = Some(result.map_err(DeviceError::from));
-    }
-}
-
-/// All of a job; cuFile may move less than it was asked for.
-fn transfer(job: &Job) -> Result<()> {
-    if let Some(fence) = job.after.as_ref().and_then(|fence| fence.downcast_ref::<CudaFence>()) {
-        fence.wait()?;
-    }
-    let Job { file, direction, offset, range, .. } = job;
-    let mut moved = 0;
-    while moved < range.len {
-        let rest = DeviceRange { address: range.address + moved as u64, len: range.len - moved };
-        let now = file.io.transfer(*direction, file.handle, offset + moved as u64, rest)?;
-        if now == 0 {
-            let (call, meaning) = match direction {
-                Direction::ToDevice => ("cuFileRead", format!("the file ends {} bytes too early", rest.len)),
-                Direction::FromDevice => ("cuFileWrite", "nothing was written".to_owned()),
-            };
-            return Err(GdsError::CuFile { call, code: 0, meaning });
-        }
-        moved += now.min(rest.len);
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::os::fd::{BorrowedFd, RawFd};
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use parking_lot::Mutex;
+    use saltern::device::{DeviceRange, Direction};
 
+    use super::super::batch::{Batch, Ended, Entry};
+    use super::super::library::DeviceSpan;
     use super::*;
 
     /// cuFile of software: counts what is open, moves at most `most` bytes a call, and fails at an address.
@@ -206,31 +180,107 @@ mod tests {
     struct Fake {
         open: Mutex<Vec<RawFd>>,
         opened: AtomicUsize,
+        /// Files with an odd number are not direct.
+        refuses_odd_files: bool,
         most: usize,
         ends_at: Option<u64>,
-        moved: Mutex<Vec<(Direction, u64, DeviceRange)>>,
+        moved: Mutex<Vec<(Direction, u64, DeviceSpan)>>,
+        slabs: Mutex<Vec<u64>>,
+        /// Batches, and how they fail.
+        batches: Option<Arc<Batches>>,
+    }
+
+    #[derive(Default)]
+    struct Batches {
+        /// Sizes of those that were submitted.
+        sizes: Mutex<Vec<usize>>,
+        refuses: AtomicBool,
+        /// What one look says: an error, or at most so many, the last first.
+        silent_looks: AtomicUsize,
+        /// Nothing goes before the test says so.
+        held: AtomicBool,
+    }
+
+    struct FakeBatch {
+        batches: Arc<Batches>,
+        most: usize,
+        under_way: Vec<Entry>,
+    }
+
+    impl Batch for FakeBatch {
+        fn submit(&mut self, entries: &[Entry]) -> Result<()> {
+            assert!(self.under_way.is_empty() && entries.len() <= BATCH_MAX);
+            if self.batches.refuses.load(Ordering::Relaxed) {
+                return Err(GdsError::NoCuFile("the test takes no batch".into()));
+            }
+            self.batches.sizes.lock().push(entries.len());
+            self.under_way = entries.to_vec();
+            Ok(())
+        }
+
+        fn wait(&mut self, ended: &mut Vec<Ended>) -> Result<()> {
+            while self.batches.held.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            if self.batches.silent_looks.load(Ordering::Relaxed) > 0 {
+                self.batches.silent_looks.fetch_sub(1, Ordering::Relaxed);
+                return Err(GdsError::NoCuFile("the test says nothing".into()));
+            }
+            for entry in self.under_way.split_off(self.under_way.len().saturating_sub(3)) {
+                let result = match entry.memory.base + entry.memory.offset {
+                    5 => Err(GdsError::CuFile { call: "cuFileBatchIO", code: -5, meaning: "as told".into() }),
+                    _ => Ok(entry.memory.len.min(self.most)),
+                };
+                ended.push(Ended { token: entry.token, result });
+            }
+            Ok(())
+        }
     }
 
     impl FileIo for Fake {
         fn open(&self, fd: BorrowedFd<'_>) -> Result<FileHandle> {
             use std::os::fd::AsRawFd;
+            let number = self.opened.fetch_add(1, Ordering::Relaxed);
+            if self.refuses_odd_files && number % 2 == 1 {
+                return Err(GdsError::CuFile { call: "cuFileHandleRegister", code: 5008, meaning: "as told".into() });
+            }
             self.open.lock().push(fd.as_raw_fd());
-            Ok(FileHandle(self.opened.fetch_add(1, Ordering::Relaxed)))
+            Ok(FileHandle(number))
         }
 
         fn close(&self, _: FileHandle) {
             self.open.lock().pop();
         }
 
-        fn transfer(&self, direction: Direction, _: FileHandle, offset: u64, range: DeviceRange) -> Result<usize> {
-            assert!(range.address != 13, "the test wants a panic here");
-            if range.address == 5 {
+        fn transfer(&self, direction: Direction, _: FileHandle, offset: u64, memory: DeviceSpan) -> Result<usize> {
+            while self.batches.as_ref().is_some_and(|batches| batches.held.load(Ordering::Relaxed)) {
+                std::thread::yield_now();
+            }
+            let address = memory.base + memory.offset;
+            assert!(address != 13, "the test wants a panic here");
+            if address == 5 {
                 return Err(GdsError::CuFile { call: "cuFileRead", code: -5, meaning: "as told".into() });
             }
-            let len = range.len.min(self.most);
+            let len = memory.len.min(self.most);
             let len = self.ends_at.map_or(len, |end| len.min(end.saturating_sub(offset) as usize));
-            self.moved.lock().push((direction, offset, DeviceRange { len, ..range }));
+            self.moved.lock().push((direction, offset, DeviceSpan { len, ..memory }));
             Ok(len)
+        }
+
+        fn register(&self, range: DeviceRange) -> Result<()> {
+            self.slabs.lock().push(range.address);
+            Ok(())
+        }
+
+        fn deregister(&self, address: u64) {
+            let mut slabs = self.slabs.lock();
+            let index = slabs.iter().position(|slab| *slab == address).expect("it was registered");
+            slabs.remove(index);
+        }
+
+        fn batch(&self, _: usize) -> Result<Box<dyn Batch>> {
+            let batches = self.batches.clone().ok_or_else(|| GdsError::NoCuFile("the test has no batches".into()))?;
+            Ok(Box::new(FakeBatch { batches, most: self.most, under_way: Vec::new() }))
         }
     }
 
@@ -240,7 +290,7 @@ mod tests {
 
     fn op(fd: &Rc<OwnedFd>, address: u64, token: usize) -> DirectOp {
         let range = DeviceRange { address, len: 10_000 };
-        DirectOp { direction: Direction::ToDevice, fd: fd.clone(), offset: 4096, range, after: None, token }
+        DirectOp { direction: Direction::ToDevice, fd: fd.clone(), offset: 4096, range, token }
     }
 
     fn wait(queue: &mut DirectQueue, count: usize) -> Vec<CopyDone> {
@@ -256,12 +306,12 @@ mod tests {
     #[test]
     fn short_transfers_go_on_and_failures_are_told() {
         let fake = Arc::new(Fake { most: 4096, ..Fake::default() });
-        let mut queue = DirectQueue::new(fake.clone(), None).unwrap();
+        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default()).unwrap();
         let fd = file();
         queue.submit(op(&fd, 1 << 20, 0));
         assert_eq!(wait(&mut queue, 1)[0].result, Ok(()));
         let parts: Vec<_> =
-            fake.moved.lock().iter().map(|(_, offset, range)| (*offset, range.address, range.len)).collect();
+            fake.moved.lock().iter().map(|(_, offset, to)| (*offset, to.base + to.offset, to.len)).collect();
         let at = 1 << 20;
         assert_eq!(parts, [(4096, at, 4096), (8192, at + 4096, 4096), (12_288, at + 8192, 1808)]);
         queue.submit(op(&fd, 5, 1));
@@ -279,7 +329,7 @@ mod tests {
     #[test]
     fn a_file_that_is_too_short_is_an_error() {
         let fake = Arc::new(Fake { most: 1 << 20, ends_at: Some(9000), ..Fake::default() });
-        let mut queue = DirectQueue::new(fake, None).unwrap();
+        let mut queue = DirectQueue::new(fake, None, Arc::default()).unwrap();
         queue.submit(op(&file(), 0, 7));
         let done = wait(&mut queue, 1);
         assert!(done[0].result.as_ref().unwrap_err().reason.contains("5096 bytes too early"), "{done:?}");
@@ -288,7 +338,7 @@ mod tests {
     #[test]
     fn files_are_registered_once_and_forgotten_with_the_engines_descriptor() {
         let fake = Arc::new(Fake { most: 1 << 20, ..Fake::default() });
-        let mut queue = DirectQueue::new(fake.clone(), None).unwrap();
+        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default()).unwrap();
         let (first, second) = (file(), file());
         for token in 0..4 {
             queue.submit(op(&first, 0, token));
@@ -301,5 +351,97 @@ mod tests {
         assert_eq!((fake.opened.load(Ordering::Relaxed), fake.open.lock().len()), (2, 1), "the first was forgotten");
         drop(queue);
         assert_eq!(fake.open.lock().len(), 0);
+    }
+
+    /// Queues transfers to these addresses while both threads are kept busy, so that they come together in batches.
+    fn together(fake: &Arc<Fake>, batches: &Batches, queue: &mut DirectQueue, addresses: &[u64]) -> Vec<CopyDone> {
+        let fd = file();
+        batches.held.store(true, Ordering::Relaxed);
+        for (token, address) in addresses.iter().enumerate() {
+            queue.submit(op(&fd, *address, token));
+        }
+        batches.held.store(false, Ordering::Relaxed);
+        let done = wait(queue, addresses.len());
+        assert_eq!(fake.opened.load(Ordering::Relaxed), 1, "one file");
+        done
+    }
+
+    #[test]
+    fn what_waits_goes_in_batches_and_each_is_answered_for_itself() {
+        let batches = Arc::new(Batches::default());
+        batches.silent_looks.store(3, Ordering::Relaxed);
+        let fake = Arc::new(Fake { most: 4096, batches: Some(batches.clone()), ..Fake::default() });
+        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default()).unwrap();
+        assert_eq!(queue.limit(), BATCH_LIMIT);
+        let addresses: Vec<u64> = (0..BATCH_LIMIT as u64).map(|at| if at % 10 == 9 { 5 } else { at << 20 }).collect();
+        let done = together(&fake, &batches, &mut queue, &addresses);
+        for (done, address) in done.iter().zip(&addresses) {
+            assert_eq!(done.result.is_err(), *address == 5, "{done:?}");
+        }
+        let sizes = batches.sizes.lock().clone();
+        assert!(sizes.iter().all(|size| (2..=BATCH_MAX).contains(size)), "{sizes:?}");
+        assert!(sizes.iter().any(|size| *size > 2), "{sizes:?}");
+        // What a batch has moved in part is moved on from there, by calls.
+        let moved = fake.moved.lock();
+        let rest = |at: u64| {
+            moved.iter().filter(|(_, _, to)| to.base >> 20 == at >> 20).map(|(_, _, to)| to.len).sum::<usize>()
+        };
+        let whole = addresses.iter().filter(|address| **address != 5).map(|address| rest(*address));
+        assert!(whole.into_iter().all(|len| len == 10_000 - 4096 || len == 10_000), "{moved:?}");
+    }
+
+    #[test]
+    fn a_batch_that_is_refused_goes_call_by_call_from_then_on() {
+        let batches = Arc::new(Batches::default());
+        batches.refuses.store(true, Ordering::Relaxed);
+        let fake = Arc::new(Fake { most: 1 << 20, batches: Some(batches.clone()), ..Fake::default() });
+        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default()).unwrap();
+        let addresses: Vec<u64> = (1..=BATCH_LIMIT as u64).map(|at| at << 20).collect();
+        let done = together(&fake, &batches, &mut queue, &addresses);
+        assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+        assert_eq!((fake.moved.lock().len(), batches.sizes.lock().len()), (BATCH_LIMIT, 0));
+    }
+
+    #[test]
+    fn a_file_that_is_not_direct_is_asked_about_once() {
+        let fake = Arc::new(Fake { most: 1 << 20, refuses_odd_files: true, ..Fake::default() });
+        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default()).unwrap();
+        let (good, bad) = (file(), file());
+        for _ in 0..3 {
+            queue.admit(&good).unwrap();
+            assert!(queue.admit(&bad).unwrap_err().to_string().contains("as told"));
+        }
+        assert_eq!((fake.opened.load(Ordering::Relaxed), fake.open.lock().len()), (2, 1));
+    }
+
+    #[test]
+    fn memory_in_a_slab_is_named_by_it_and_the_slab_outlives_its_transfers() {
+        let fake = Arc::new(Fake { most: 1 << 20, ..Fake::default() });
+        let io: Arc<dyn FileIo> = fake.clone();
+        let slabs = Arc::new(Slabs::default());
+        let owner = Arc::new(());
+        let slab = slabs.add(DeviceRange { address: 1 << 20, len: 1 << 20 }, Some(owner.clone()));
+        let mut queue = DirectQueue::new(fake.clone(), None, slabs.clone()).unwrap();
+        let fd = file();
+        let run = |queue: &mut DirectQueue, address| {
+            queue.submit(op(&fd, address, 0));
+            assert_eq!(wait(queue, 1)[0].result, Ok(()));
+            let (_, _, to) = fake.moved.lock().pop().unwrap();
+            (to.base, to.offset)
+        };
+        let inside = (1 << 20) + 4096;
+        assert_eq!(run(&mut queue, inside), (inside, 0), "not registered yet");
+        slabs.register_all(&io);
+        slabs.register_all(&io);
+        assert_eq!((fake.slabs.lock().clone(), slab.is_registered()), (vec![1 << 20], true), "once");
+        assert_eq!(run(&mut queue, inside), (1 << 20, 4096));
+        // What only begins in it is not in it.
+        assert_eq!(run(&mut queue, (2 << 20) - 4096), ((2 << 20) - 4096, 0));
+        let kept = slabs.find(DeviceRange { address: 1 << 20, len: 10 }).1;
+        drop(slab);
+        assert_eq!((fake.slabs.lock().len(), Arc::strong_count(&owner)), (1, 2), "a transfer still names it");
+        drop(kept);
+        assert_eq!((fake.slabs.lock().len(), Arc::strong_count(&owner)), (0, 1));
+        assert_eq!(run(&mut queue, inside), (inside, 0));
     }
 }

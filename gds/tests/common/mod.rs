@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use saltern::ObjectKey;
+use saltern::device::DeviceOptions;
+use saltern::{Config, ObjectKey};
 use tempfile::TempDir;
 
 /// Libraries built for one test.
@@ -80,4 +81,20 @@ pub(crate) fn payload(seed: u32, len: usize) -> Vec<u8> {
         (state >> 32) as u8
     };
     std::iter::repeat_with(next).take(len).collect()
+}
+
+/// Few and small slots.
+pub(crate) fn small() -> DeviceOptions {
+    let mut options = DeviceOptions::default();
+    options.chunk_bytes = 1 << 20;
+    options.transit_bytes = 4 << 20;
+    options
+}
+
+/// An engine that leaves room for the tests beside it.
+pub(crate) fn config(dir: &Path) -> Config {
+    let mut config = Config::new(dir);
+    config.pin_shards = false;
+    config.pool_bytes = 16 << 20;
+    config
 }

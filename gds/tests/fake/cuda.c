@@ -4,7 +4,7 @@
 // before. So a slot that is used again too early, or an event that is not waited for, shows as wrong bytes.
 //
 // Built by the tests with: -DDEVICES=n (0: a driver without a GPU), -DFAIL_EVERY=n (each n-th copy is refused),
-// -DLACKS_A_SYMBOL (an old driver), -DNO_BATCH (a driver before 12.8).
+// -DLACKS_A_SYMBOL (an old driver), -DNO_BATCH (a driver before 12.8), -DREFUSES_BATCH (it has them, and not for this memory).
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,19 +14,21 @@
 #define DEVICES 1
 #endif
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NOT_READY = 600, ILLEGAL_ADDRESS = 700 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NOT_READY = 600, ILLEGAL_ADDRESS = 700, NOT_SUPPORTED = 801 };
 
 // Bytes of a copy that happen at each look.
 #define BYTES_PER_LOOK (300 << 10)
 
 typedef struct stream stream;
-typedef struct event { stream *on; unsigned long recorded, passed; } event;
-typedef struct op { struct op *next; void *to; const void *from; size_t len; event *event; unsigned long number; int waits; } op;
+typedef struct event { stream *on; unsigned long recorded, passed; int held; } event;
+typedef struct op { struct op *next; void *to; const void *from; size_t len; event *event; unsigned long number; } op;
 struct stream { op *first, **last; };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local int bound;
 static int context, retained, registered, allocated, copies, batches;
+// While set, the work on the default streams, which is the caller's, does not end. While stalled, nothing that was queued goes on.
+static int held, stalled;
 
 // What tests ask it.
 int fake_retained(void) { return retained; }
@@ -34,6 +36,9 @@ int fake_registered(void) { return registered; }
 int fake_allocated(void) { return allocated; }
 int fake_batches(void) { return batches; }
 int fake_copied(void) { return copies; }
+int fake_hold(void) { return held = 1; }
+int fake_release(void) { return held = 0; }
+int fake_stall(void) { return stalled = 1; }
 
 static void push(stream *s, op o) {
     op *added = malloc(sizeof *added);
@@ -45,15 +50,15 @@ static void push(stream *s, op o) {
 
 // Does what is next on a stream, at most so many bytes; 0 when it cannot go on.
 static void run(stream *s, size_t most) {
+    if (stalled) return;
     while (s->first) {
         op *o = s->first;
-        if (o->waits && o->event->passed < o->number) return;
         if (o->to) {
             size_t len = o->len < most ? o->len : most;
             memcpy(o->to, o->from, len);
             o->to = (char *)o->to + len, o->from = (const char *)o->from + len, o->len -= len, most -= len;
             if (o->len) return;
-        } else if (!o->waits) {
+        } else {
             o->event->passed = o->number;
         }
         s->first = o->next;
@@ -88,7 +93,8 @@ int cuMemAlloc_v2(unsigned long *address, size_t len) {
     LEAVE(SUCCESS)
 }
 int cuMemFree_v2(unsigned long address) { ENTER free((void *)address); allocated--; LEAVE(SUCCESS) }
-int cuMemHostAlloc(void **out, size_t len, unsigned flags) { ENTER *out = malloc(len); LEAVE(*out ? SUCCESS : OUT_OF_MEMORY) }
+// Page-aligned, as the real one.
+int cuMemHostAlloc(void **out, size_t len, unsigned flags) { ENTER LEAVE(posix_memalign(out, 4096, len) ? OUT_OF_MEMORY : SUCCESS) }
 int cuMemFreeHost(void *memory) { ENTER free(memory); LEAVE(SUCCESS) }
 int cuMemHostRegister_v2(void *memory, size_t len, unsigned flags) { ENTER registered++; LEAVE(SUCCESS) }
 int cuMemHostUnregister(void *memory) { ENTER registered--; LEAVE(SUCCESS) }
@@ -111,6 +117,11 @@ int cuMemcpyBatchAsync(unsigned long *to, unsigned long *from, size_t *sizes, si
     ENTER
     if (!count || kinds != 1 || indices[0] != 0 || attributes->order != 1 || attributes->flags) LEAVE(INVALID_VALUE)
     batches++;
+#ifdef REFUSES_BATCH
+    // Half of it was queued.
+    for (size_t i = 0; i < count / 2; i++) copy((void *)to[i], (void *)from[i], sizes[i], s);
+    LEAVE(NOT_SUPPORTED)
+#endif
     for (size_t i = 0; i < count; i++) {
         int code = copy((void *)to[i], (void *)from[i], sizes[i], s);
         if (code) { *failed = i; LEAVE(code) }
@@ -125,10 +136,6 @@ int cuStreamCreate(stream **out, unsigned flags) {
 }
 int cuStreamSynchronize(stream *s) { ENTER run(s, ~0ul); LEAVE(s->first ? ILLEGAL_ADDRESS : SUCCESS) }
 int cuStreamDestroy_v2(stream *s) { ENTER run(s, ~0ul); free(s); LEAVE(SUCCESS) }
-int cuStreamWaitEvent(stream *s, event *e, unsigned flags) {
-    ENTER push(s, (op){ .event = e, .number = e->recorded, .waits = 1 });
-    LEAVE(SUCCESS)
-}
 int cuEventCreate(event **out, unsigned flags) { ENTER *out = calloc(1, sizeof **out); LEAVE(flags == 2 ? SUCCESS : INVALID_VALUE) }
 // Not freed: what waits for it may come later.
 int cuEventDestroy_v2(event *e) { return SUCCESS; }
@@ -137,18 +144,19 @@ int cuEventRecord(event *e, stream *s) {
     if ((unsigned long)s <= 2) s = NULL;
     ENTER e->recorded++;
     e->on = s;
+    e->held = !s && held;
     if (s) push(s, (op){ .event = e, .number = e->recorded });
-    else e->passed = e->recorded;
+    else if (!held) e->passed = e->recorded;
     LEAVE(SUCCESS)
 }
 int cuEventQuery(event *e) {
     ENTER if (e->on && e->passed < e->recorded) run(e->on, BYTES_PER_LOOK);
+    if (e->held && !held) e->passed = e->recorded;
     LEAVE(e->passed < e->recorded ? NOT_READY : SUCCESS)
 }
+#ifndef LACKS_A_SYMBOL
 int cuPointerGetAttribute(void *out, int attribute, unsigned long address) {
     *(int *)out = 0;
     return attribute == 9 && address ? SUCCESS : INVALID_VALUE;
 }
-#ifndef LACKS_A_SYMBOL
-int cuEventSynchronize(event *e) { ENTER if (e->on) run(e->on, ~0ul); LEAVE(SUCCESS) }
 #endif

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
 
 use macro_rules_attribute::apply;
 use rand::Rng;
@@ -196,7 +195,7 @@ fn quotas_survive_a_restart_and_nothing_is_wiped_without_them(cell: Cell) {
 
 #[apply(each_cell!)]
 fn damaged_quotas_are_left_alone_and_wipe_nothing(cell: Cell) {
-    let fixture = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures/quotas-v1-flipped"));
+    let fixture = fs::read(saltern_tests::fixtures().join("quotas-v1-flipped"));
     let damages = [fixture.expect("fixture"), Vec::new(), b"saltern quotas, version 2, crc64 0\n{}".to_vec()];
     for damage in damages {
         let mount = mount(cell, "quota-damaged");

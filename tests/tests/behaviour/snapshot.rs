@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -373,7 +372,7 @@ fn when_objects_were_used_survives_a_clean_restart(cell: Cell) {
 
 #[apply(each_cell!)]
 fn a_snapshot_that_cannot_be_used_is_ignored_with_a_note(cell: Cell) {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures");
+    let fixtures = saltern_tests::fixtures();
     let cases =
         [("index-v1-cut", "damaged"), ("index-v1-flipped", "damaged"), ("index-v2", "version 2"), ("index-v1", "nixl")];
     // The last one is right where names are NIXL's.

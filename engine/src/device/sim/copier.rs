@@ -19,10 +19,10 @@ enum Work {
 }
 
 impl Work {
-    fn parts(&self) -> (Direction, usize, usize, Option<&Fence>) {
+    fn parts(&self) -> (Direction, usize, usize) {
         match self {
-            Self::Copy(copy) => (copy.direction, copy.host.len(), copy.token, copy.after.as_ref()),
-            Self::Direct(op) => (op.direction, op.range.len, op.token, op.after.as_ref()),
+            Self::Copy(copy) => (copy.direction, copy.host.len(), copy.token),
+            Self::Direct(op) => (op.direction, op.range.len, op.token),
         }
     }
 }
@@ -72,20 +72,11 @@ impl SimCopier {
     /// Ends everything of one direction whose time has come.
     fn advance(&mut self, direction: usize, now: u64) {
         while let Some(first) = self.queues[direction].front_mut() {
-            let (_, bytes, token, after) = first.work.parts();
+            let (way, bytes, token) = first.work.parts();
             let ends = match first.ends_ns {
                 Some(ends) => ends,
                 None => {
-                    let fence = after.map(|fence| fence.downcast_ref::<SimFence>());
-                    if fence.is_some_and(|fence| fence.is_some_and(|fence| !fence.is_signalled())) {
-                        return;
-                    }
-                    let options = &self.shared.options;
-                    let cost = options.fixed_ns
-                        + (bytes as u128 * 1_000_000_000 / u128::from(options.bytes_per_s.max(1))) as u64;
-                    let free_at = &self.shared.free_at[direction];
-                    let ends = free_at.load(Ordering::Relaxed).max(first.submitted_ns) + cost;
-                    free_at.store(ends, Ordering::Relaxed);
+                    let ends = self.shared.book(way, first.submitted_ns, bytes);
                     *first.ends_ns.insert(ends)
                 }
             };
@@ -165,6 +156,11 @@ impl SimCopier {
 }
 
 impl CopyEngine for SimCopier {
+    fn has_happened(&mut self, fence: &Fence) -> Result<bool, DeviceError> {
+        let fence = fence.downcast_ref::<SimFence>();
+        fence.map(SimFence::is_signalled).ok_or_else(|| DeviceError::new("fence", "it is another device's"))
+    }
+
     fn submit(&mut self, copy: DeviceCopy) {
         self.queue(Work::Copy(copy));
     }

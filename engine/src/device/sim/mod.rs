@@ -22,7 +22,8 @@ pub use memory::SimMemory;
 use self::copier::SimCopier;
 use self::memory::Memory;
 use super::{
-    CopyEngine, Device, DeviceBuffer, DeviceError, DeviceId, DeviceRange, Fence, Registration, Route, RouteChoice,
+    CopyEngine, Device, DeviceBuffer, DeviceError, DeviceId, DeviceRange, Direction, Fence, Registration, Route,
+    RouteChoice,
 };
 use crate::mem::Pool;
 
@@ -83,6 +84,17 @@ struct Shared {
     stalled: AtomicBool,
 }
 
+impl Shared {
+    /// Takes the next place in a direction's queue for a copy that was there at `from`; gives when it ends.
+    fn book(&self, direction: Direction, from: u64, bytes: usize) -> u64 {
+        let SimOptions { fixed_ns, bytes_per_s, .. } = self.options;
+        let cost = fixed_ns + (bytes as u128 * 1_000_000_000 / u128::from(bytes_per_s.max(1))) as u64;
+        let next = |free: u64| Some(free.max(from) + cost);
+        let free = self.free_at[direction as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        free.unwrap_or_else(|free| free).max(from) + cost
+    }
+}
+
 /// See the module. Clones are the same device.
 #[derive(Clone)]
 pub struct SimDevice(Arc<Shared>);
@@ -126,6 +138,12 @@ impl SimDevice {
     /// Memory at any address, as the memory of one object; what is no allocation fails when it is copied.
     pub fn at(&self, ranges: Vec<DeviceRange>) -> DeviceBuffer {
         DeviceBuffer::checked(self.0.id, ranges, None, None)
+    }
+
+    /// Waits for a copy of so many bytes that the caller makes itself: it takes its turn in the direction's queue, like the engine's.
+    pub fn occupy(&self, direction: Direction, bytes: usize) {
+        let ends = self.0.book(direction, self.0.clock.now_ns(), bytes);
+        self.0.clock.wait_until(ends);
     }
 
     /// The clock.
