@@ -289,16 +289,22 @@ fn store_behind(engine: &Engine, device: &CudaDevice, number: u32) -> saltern::T
     engine.store_from_device(vec![(key(number), slice.part(0..3 << 20, Some(fence)))])
 }
 
+/// An engine with this device, which closes without what the device does not end, long before a ticket's deadline.
+fn closing_soon(dir: &Path, device: &CudaDevice) -> Engine {
+    let mut options = small();
+    options.close_deadline = Duration::from_millis(300);
+    let mut config = config(dir);
+    config.store_deadline = Duration::from_secs(600);
+    let engine = Engine::open(config).expect("open");
+    engine.attach_device(Arc::new(device.clone()), options).expect("attach");
+    engine
+}
+
 #[test]
 fn copies_wait_for_the_callers_stream_and_others_do_not() {
     let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[])]) else { return };
     let (dir, device) = (common::dir(), open(&fakes, "cuda"));
-    let mut options = small();
-    options.close_deadline = Duration::from_millis(300);
-    let mut config = config(dir.path());
-    config.store_deadline = Duration::from_secs(600);
-    let engine = Engine::open(config).expect("open");
-    engine.attach_device(Arc::new(device.clone()), options).expect("attach");
+    let engine = closing_soon(dir.path(), &device);
     fakes.count("cuda", "fake_hold");
     let mut waiting = store_behind(&engine, &device, 1);
     let free = device.alloc(3 << 20).expect("alloc");
@@ -324,12 +330,7 @@ fn copies_wait_for_the_callers_stream_and_others_do_not() {
 fn an_engine_closes_under_a_gpu_that_does_nothing_any_more() {
     let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[])]) else { return };
     let (dir, device) = (common::dir(), open(&fakes, "cuda"));
-    let mut options = small();
-    options.close_deadline = Duration::from_millis(300);
-    let mut config = config(dir.path());
-    config.store_deadline = Duration::from_secs(600);
-    let engine = Engine::open(config).expect("open");
-    engine.attach_device(Arc::new(device.clone()), options).expect("attach");
+    let engine = closing_soon(dir.path(), &device);
     fakes.count("cuda", "fake_stall");
     let slice = device.alloc(3 << 20).expect("alloc");
     let stuck = engine.store_from_device(vec![(key(1), slice.buffer())]);

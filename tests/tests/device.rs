@@ -8,22 +8,16 @@ use std::time::Duration;
 
 use rand::Rng;
 use rand::seq::SliceRandom;
-use saltern::device::sim::{SimDevice, SimFence, SimMemory, SimOptions};
+use saltern::device::sim::{SimDevice, SimFence, SimOptions};
 use saltern::device::{DeviceOptions, Route, RouteChoice};
 use saltern::{Buffer, Config, DeviceBuffer, Engine, Error, Integrity, Layout, ObjectKey};
-use saltern_tests::{Scratch, Seed, assert_books, config, done, get, key, payload, put, unfinished, until};
-
-const CHUNK: usize = 64 << 10;
+use saltern_tests::{
+    CHUNK, Scratch, Seed, assert_books, config, device_memory, done, get, key, payload, put, small_device, unfinished,
+    until,
+};
 
 fn scratch(name: &str) -> Scratch {
     Scratch::new(env!("CARGO_TARGET_TMPDIR"), name)
-}
-
-fn small() -> DeviceOptions {
-    let mut options = DeviceOptions::default();
-    options.chunk_bytes = CHUNK;
-    options.transit_bytes = 4 * CHUNK;
-    options
 }
 
 fn sim(change: impl FnOnce(&mut SimOptions)) -> SimDevice {
@@ -36,12 +30,6 @@ fn open_with(config: Config, device: &SimDevice, options: DeviceOptions) -> Engi
     let engine = Engine::open(config).expect("open");
     engine.attach_device(Arc::new(device.clone()), options).expect("attach");
     engine
-}
-
-fn memory(device: &SimDevice, bytes: &[u8]) -> SimMemory {
-    let memory = device.alloc(bytes.len());
-    memory.write(bytes);
-    memory
 }
 
 fn store(engine: &Engine, key: &ObjectKey, buffer: DeviceBuffer) -> Result<u64, Error> {
@@ -64,14 +52,17 @@ fn what_the_device_stores_the_host_loads_and_the_other_way_round() {
         config.integrity = integrity;
         config.shards = 2;
         let device = sim(|options| options.reorder = true);
-        let engine = open_with(config, &device, small());
+        let engine = open_with(config, &device, small_device());
         for (n, bytes) in (0..).zip(SIZES) {
             let (ours, theirs) = (payload(n, bytes), payload(n + 100, bytes));
             let (from_device, from_host) = (key(n as u32), key(n as u32 + 100));
-            assert_eq!(store(&engine, &from_device, memory(&device, &ours).buffer()).expect("store"), bytes as u64);
+            assert_eq!(
+                store(&engine, &from_device, device_memory(&device, &ours).buffer()).expect("store"),
+                bytes as u64
+            );
             assert!(get(&engine, &from_device, bytes).expect("load") == ours, "{bytes} bytes from the device");
             assert_eq!(put(&engine, &from_host, &theirs).expect("store"), bytes as u64);
-            let into = memory(&device, &vec![0xee; bytes]);
+            let into = device_memory(&device, &vec![0xee; bytes]);
             assert_eq!(load(&engine, &from_host, into.buffer()).expect("load"), bytes as u64);
             assert!(into.read() == theirs, "{bytes} bytes to the device, integrity {integrity}");
         }
@@ -86,8 +77,8 @@ fn what_the_device_stores_the_host_loads_and_the_other_way_round() {
 fn a_batch_may_mix_both_kinds_and_buffers_come_back() {
     let scratch = scratch("mixed");
     let device = sim(|_| {});
-    let engine = open_with(config(scratch.path()), &device, small());
-    let on_device = memory(&device, &payload(1, 100_000));
+    let engine = open_with(config(scratch.path()), &device, small_device());
+    let on_device = device_memory(&device, &payload(1, 100_000));
     let batch = vec![
         (key(0), Buffer::from(payload(0, 100_000))),
         (key(1), on_device.buffer().into()),
@@ -112,7 +103,7 @@ fn a_batch_may_mix_both_kinds_and_buffers_come_back() {
 fn objects_are_gathered_from_pages_and_scattered_to_them() {
     let scratch = scratch("pages");
     let device = sim(|_| {});
-    let engine = open_with(config(scratch.path()), &device, small());
+    let engine = open_with(config(scratch.path()), &device, small_device());
     let seed = Seed::new("pages");
     let mut random = seed.rng(0);
     for round in 0..20 {
@@ -141,8 +132,8 @@ fn objects_are_gathered_from_pages_and_scattered_to_them() {
 fn nothing_is_read_or_written_before_the_callers_work_is_done() {
     let scratch = scratch("fences");
     let device = sim(|_| {});
-    let engine = open_with(config(scratch.path()), &device, small());
-    let (memory, fence) = (memory(&device, &payload(1, 300_000)), SimFence::new());
+    let engine = open_with(config(scratch.path()), &device, small_device());
+    let (memory, fence) = (device_memory(&device, &payload(1, 300_000)), SimFence::new());
     let mut storing = engine.store(vec![(key(0), device.gather(&[(&memory, 0..300_000)], Some(&fence)).into())]);
     // The shard has had turns enough to do it.
     assert!(storing.wait_timeout(Duration::from_millis(50)).is_none());
@@ -172,10 +163,10 @@ fn failed_copies_fail_their_object_alone_and_free_every_slot() {
     let mut config = config(scratch.path());
     config.shards = 2;
     config.integrity = Integrity::Verify;
-    let engine = open_with(config, &device, small());
+    let engine = open_with(config, &device, small_device());
     let bytes = |n: u32| [1, 5000, CHUNK, 200_000, 900_000][n as usize % 5];
     let (mut stored, mut failed) = (BTreeSet::new(), 0);
-    let memories: Vec<_> = (0..60).map(|n| memory(&device, &payload(n.into(), bytes(n)))).collect();
+    let memories: Vec<_> = (0..60).map(|n| device_memory(&device, &payload(n.into(), bytes(n)))).collect();
     let report = done(engine.store((0..60).map(|n| (key(n), memories[n as usize].buffer().into())).collect()));
     for (n, result) in (0..60).zip(&report.results) {
         match result {
@@ -188,7 +179,7 @@ fn failed_copies_fail_their_object_alone_and_free_every_slot() {
     assert!(unfinished(scratch.path()).is_empty(), "unfinished stores are left");
     let mut loaded = 0;
     for n in stored.iter().copied().cycle().take(200) {
-        let into = memory(&device, &vec![0xee; bytes(n)]);
+        let into = device_memory(&device, &vec![0xee; bytes(n)]);
         match load(&engine, &key(n), into.buffer()) {
             Ok(_) => {
                 assert!(into.read() == payload(n.into(), bytes(n)), "object {n} has wrong bytes");
@@ -220,9 +211,9 @@ fn a_device_that_hangs_keeps_its_slots_and_nothing_else() {
     let mut config = config(scratch.path());
     config.load_deadline = Duration::from_secs(1);
     config.store_deadline = Duration::from_secs(1);
-    let engine = open_with(config, &device, small());
+    let engine = open_with(config, &device, small_device());
     device.stall(true);
-    let (into, from) = (device.alloc(100_000), memory(&device, &payload(1, 100_000)));
+    let (into, from) = (device.alloc(100_000), device_memory(&device, &payload(1, 100_000)));
     assert!(matches!(load(&engine, &key(0), into.buffer()), Err(Error::TimedOut { .. })));
     assert!(matches!(store(&engine, &key(1), from.buffer()), Err(Error::TimedOut { .. })));
     drop((into, from));
@@ -241,8 +232,8 @@ fn a_device_that_hangs_keeps_its_slots_and_nothing_else() {
 fn closing_ends_what_has_begun() {
     let scratch = scratch("close");
     let device = sim(|_| {});
-    let engine = open_with(config(scratch.path()), &device, small());
-    let memories: Vec<_> = (0..100).map(|n| memory(&device, &payload(n, 150_000))).collect();
+    let engine = open_with(config(scratch.path()), &device, small_device());
+    let memories: Vec<_> = (0..100).map(|n| device_memory(&device, &payload(n, 150_000))).collect();
     let tickets: Vec<_> =
         (0..).zip(&memories).map(|(n, memory)| engine.store(vec![(key(n), memory.buffer().into())])).collect();
     engine.close();
@@ -267,17 +258,17 @@ fn unknown_memory_is_refused_and_comes_back() {
     let scratch = scratch("unknown");
     let engine = Engine::open(config(scratch.path())).expect("open");
     let device = sim(|_| {});
-    let memory = memory(&device, &payload(1, 5000));
+    let memory = device_memory(&device, &payload(1, 5000));
     assert!(matches!(store(&engine, &key(0), memory.buffer()), Err(Error::NotAttached)));
     put(&engine, &key(0), &payload(0, 5000)).expect("store");
     let report = done(engine.load(vec![(key(0), memory.buffer().into())]));
     assert!(matches!(report.results[..], [Err(Error::NotAttached)]));
     assert!(report.buffers[0].as_ref().expect("comes back").is_device());
     assert!(memory.read() == payload(1, 5000), "and untouched");
-    engine.attach_device(Arc::new(device.clone()), small()).expect("attach");
-    let again = engine.attach_device(Arc::new(device.clone()), small());
+    engine.attach_device(Arc::new(device.clone()), small_device()).expect("attach");
+    let again = engine.attach_device(Arc::new(device.clone()), small_device());
     assert!(matches!(again, Err(Error::Config { option: "device", .. })), "{again:?}");
-    let mut options = small();
+    let mut options = small_device();
     options.transit_bytes = 0;
     let refused = engine.attach_device(Arc::new(sim(|_| {})), options);
     assert!(matches!(refused, Err(Error::Config { option: "transit_bytes", .. })), "{refused:?}");
@@ -297,8 +288,8 @@ fn damaged_bytes_do_not_pass_for_good_ones_on_the_way_to_a_device() {
     let device = sim(|_| {});
     let mut config = config(scratch.path());
     config.integrity = Integrity::Verify;
-    let engine = open_with(config, &device, small());
-    let from = memory(&device, &payload(0, 300_000));
+    let engine = open_with(config, &device, small_device());
+    let from = device_memory(&device, &payload(0, 300_000));
     store(&engine, &key(0), from.buffer()).expect("store");
     let path = std::fs::read_dir(scratch.path()).expect("readdir").map(|entry| entry.expect("readdir").path());
     let path = path.into_iter().find(|path| path.is_file()).expect("one object");
@@ -326,7 +317,7 @@ fn direct_where_no_checksum_needs_the_bytes() {
         let device = sim(|options| options.direct = true);
         let mut config = config(scratch.path());
         config.integrity = integrity;
-        let engine = open_with(config, &device, small());
+        let engine = open_with(config, &device, small_device());
         if !engine.status().volumes[0].medium.direct_io || engine.status().integrity != integrity {
             return eprintln!("skipped: this file system takes no O_DIRECT, or no attributes");
         }
@@ -334,7 +325,7 @@ fn direct_where_no_checksum_needs_the_bytes() {
         for (n, bytes) in (0..).zip(SIZES) {
             let whole = bytes / 4096 * 4096;
             let before = device.direct_bytes();
-            let from = memory(&device, &payload(n, bytes));
+            let from = device_memory(&device, &payload(n, bytes));
             store(&engine, &key(n as u32), from.buffer()).expect("store");
             let stored = device.direct_bytes() - before;
             assert_eq!(stored, if stores_are_direct { whole as u64 } else { 0 }, "{integrity}: a store of {bytes}");
@@ -354,7 +345,7 @@ fn a_route_can_be_forced_and_is_told() {
     let scratch = scratch("route");
     let engine = Engine::open(config(scratch.path())).expect("open");
     let with = |route| {
-        let mut options = small();
+        let mut options = small_device();
         options.route = route;
         options
     };

@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use saltern::device::sim::{SimDevice, SimFence, SimMemory, SimOptions};
+use saltern::device::sim::{SimDevice, SimFence, SimOptions};
 use saltern::device::{
     CopyDone, CopyEngine, Device, DeviceCopy, DeviceError, DeviceId, DeviceOptions, DirectOp, Fence, Registration,
     Route, RouteChoice,
 };
 use saltern::{Config, Engine, Error, Integrity, Layout, Pool};
-use saltern_tests::{Scratch, assert_books, config, done, get, key, payload, put, unfinished};
-
-const CHUNK: usize = 64 << 10;
+use saltern_tests::{
+    CHUNK, Scratch, assert_books, config, device_memory, done, get, key, payload, put, small_device, unfinished,
+};
 
 /// Long enough for a shard to do everything that it can.
 const TURNS: Duration = Duration::from_millis(50);
@@ -25,23 +25,10 @@ fn scratch(name: &str) -> Scratch {
     Scratch::new(env!("CARGO_TARGET_TMPDIR"), name)
 }
 
-fn small() -> DeviceOptions {
-    let mut options = DeviceOptions::default();
-    options.chunk_bytes = CHUNK;
-    options.transit_bytes = 4 * CHUNK;
-    options
-}
-
 fn sim(direct: bool) -> SimDevice {
     let mut options = SimOptions::default();
     options.direct = direct;
     SimDevice::new(options)
-}
-
-fn memory(device: &SimDevice, bytes: &[u8]) -> SimMemory {
-    let memory = device.alloc(bytes.len());
-    memory.write(bytes);
-    memory
 }
 
 /// The software device, with trouble.
@@ -178,19 +165,19 @@ fn an_attach_that_fails_leaves_nothing_and_may_be_tried_again() {
         let mut odd = Odd::new(&device);
         odd.refuses[what] = Some(which);
         let odd = Arc::new(odd);
-        let refused = engine.attach_device(odd.clone(), small());
+        let refused = engine.attach_device(odd.clone(), small_device());
         assert!(matches!(&refused, Err(Error::Device { op: "ask", .. })), "{refused:?}");
         assert_eq!(odd.registered.load(Ordering::Relaxed), 0, "memory stays registered");
         assert_eq!(Arc::strong_count(&odd), 1, "the engine holds the device");
         assert!(engine.status().devices.is_empty(), "it is listed");
-        let from = memory(&device, &payload(1, 1000));
+        let from = device_memory(&device, &payload(1, 1000));
         let stored = done(engine.store_from_device(vec![(key(1), from.buffer())]));
         assert!(matches!(stored.results[..], [Err(Error::NotAttached)]), "{:?}", stored.results);
     }
     let odd = Arc::new(Odd::new(&device));
-    engine.attach_device(odd.clone(), small()).expect("nothing is in the way");
+    engine.attach_device(odd.clone(), small_device()).expect("nothing is in the way");
     assert_eq!((engine.status().devices.len(), odd.registered.load(Ordering::Relaxed)), (1, 6));
-    let (from, into) = (memory(&device, &payload(1, 300_000)), device.alloc(300_000));
+    let (from, into) = (device_memory(&device, &payload(1, 300_000)), device.alloc(300_000));
     assert!(matches!(done(engine.store_from_device(vec![(key(1), from.buffer())])).results[..], [Ok(300_000)]));
     assert!(matches!(done(engine.load_to_device(vec![(key(1), into.buffer())])).results[..], [Ok(300_000)]));
     assert!(into.read() == payload(1, 300_000));
@@ -224,7 +211,7 @@ fn behind(
     });
     let loads = loads.collect();
     let stores = (10..12).map(|n| {
-        let from = memory(device, &payload(n, 500_000));
+        let from = device_memory(device, &payload(n, 500_000));
         engine.store_from_device(vec![(key(n as u32), device.gather(&[(&from, 0..500_000)], Some(fence)))])
     });
     (loads, stores.collect())
@@ -248,7 +235,7 @@ fn assert_late(
 fn work_that_is_never_done_holds_up_its_own_objects_alone() {
     let scratch = scratch("never-done");
     let device = sim(false);
-    let mut options = small();
+    let mut options = small_device();
     options.fence_deadline = Duration::from_secs(1);
     let engine = with_objects(&scratch, &device, options, |_| {});
     let never = SimFence::new();
@@ -258,7 +245,7 @@ fn work_that_is_never_done_holds_up_its_own_objects_alone() {
     assert!(status.transit_used_bytes <= 2 * CHUNK, "{} bytes of slots", status.transit_used_bytes);
     // Others go past them, both ways.
     for n in 2..4 {
-        let (into, from) = (device.alloc(500_000), memory(&device, &payload(n + 20, 500_000)));
+        let (into, from) = (device.alloc(500_000), device_memory(&device, &payload(n + 20, 500_000)));
         assert!(matches!(done(engine.load_to_device(vec![(key(n as u32), into.buffer())])).results[..], [Ok(_)]));
         assert!(into.read() == payload(n, 500_000));
         let stored = done(engine.store_from_device(vec![(key(n as u32 + 20), from.buffer())]));
@@ -287,7 +274,7 @@ fn work_that_is_never_done_holds_up_its_own_objects_alone() {
 fn a_tickets_deadline_ends_the_wait_for_a_fence() {
     let scratch = scratch("expired");
     let device = sim(false);
-    let engine = with_objects(&scratch, &device, small(), |config| {
+    let engine = with_objects(&scratch, &device, small_device(), |config| {
         config.load_deadline = Duration::from_millis(300);
         config.store_deadline = Duration::from_millis(300);
     });
@@ -304,7 +291,7 @@ fn a_tickets_deadline_ends_the_wait_for_a_fence() {
 fn closing_waits_no_longer_than_its_deadline_for_work_that_is_never_done() {
     let scratch = scratch("close-fence");
     let device = sim(false);
-    let mut options = small();
+    let mut options = small_device();
     options.fence_deadline = Duration::from_secs(600);
     options.close_deadline = Duration::from_millis(300);
     let engine = with_objects(&scratch, &device, options, |config| {
@@ -324,7 +311,7 @@ fn closing_waits_no_longer_than_its_deadline_for_work_that_is_never_done() {
 fn closing_gives_up_a_device_that_hangs_and_keeps_what_it_may_still_touch() {
     let scratch = scratch("close-hang");
     let device = sim(false);
-    let mut options = small();
+    let mut options = small_device();
     options.close_deadline = Duration::from_millis(300);
     let engine = with_objects(&scratch, &device, options, |config| {
         config.load_deadline = Duration::from_secs(600);
@@ -337,7 +324,7 @@ fn closing_gives_up_a_device_that_hangs_and_keeps_what_it_may_still_touch() {
             engine.load(vec![(key(n), into.buffer().into()), (key(3), vec![0; 500_000].into())])
         })
         .collect();
-    let from = memory(&device, &payload(9, 500_000));
+    let from = device_memory(&device, &payload(9, 500_000));
     let store = engine.store_from_device(vec![(key(9), from.buffer())]);
     drop(from);
     std::thread::sleep(TURNS);
@@ -373,10 +360,10 @@ fn files_that_are_not_direct_and_direct_transfers_that_fail_go_through_slots() {
     }
     let mut odd = Odd::new(&device);
     (odd.refused_files_one_in, odd.failed_directs_one_in) = (7, 5);
-    engine.attach_device(Arc::new(odd), small()).expect("attach");
+    engine.attach_device(Arc::new(odd), small_device()).expect("attach");
     for n in 0..40_u32 {
         let bytes = [500_000, 8192, 3 * CHUNK, 70_001][n as usize % 4];
-        let (from, into) = (memory(&device, &payload(n.into(), bytes)), device.alloc(bytes));
+        let (from, into) = (device_memory(&device, &payload(n.into(), bytes)), device.alloc(bytes));
         let stored = done(engine.store_from_device(vec![(key(n), from.buffer())]));
         assert!(matches!(stored.results[..], [Ok(_)]), "{:?}", stored.results);
         assert!(get(&engine, &key(n), bytes).expect("load") == payload(n.into(), bytes), "object {n}");
@@ -409,12 +396,12 @@ fn each_volume_has_its_own_route() {
     }
     let mut odd = Odd::new(&device);
     odd.direct_dir = Some(engine.status().volumes[0].medium.dir.clone().into());
-    engine.attach_device(Arc::new(odd), small()).expect("attach");
+    engine.attach_device(Arc::new(odd), small_device()).expect("attach");
     let routes = engine.status().devices.remove(0).routes;
     assert!(routes[0].route.is_direct() && !routes[1].route.is_direct(), "{routes:?}");
     for n in 0..40 {
         let (from, into, before) =
-            (memory(&device, &payload(n, 128 << 10)), device.alloc(128 << 10), device.direct_bytes());
+            (device_memory(&device, &payload(n, 128 << 10)), device.alloc(128 << 10), device.direct_bytes());
         let stored = done(engine.store_from_device(vec![(key(n as u32), from.buffer())]));
         assert!(matches!(stored.results[..], [Ok(_)]), "{:?}", stored.results);
         let loaded = done(engine.load_to_device(vec![(key(n as u32), into.buffer())]));

@@ -4,20 +4,14 @@
 /// The cells that this binary runs a test in: the simplest, and the one with the most to it. What the device does ends where names
 /// and volumes begin, so the others would show nothing that these two do not.
 macro_rules! in_cells {
-    ($test:ident, each) => { in_cells!($test: fs_alone Fs 1, nixl_sharded_on_three NixlSharded 3); };
-    ($test:ident, each_alone) => { in_cells!($test: fs_alone Fs 1, nixl_sharded_alone NixlSharded 1); };
-    ($test:ident, fs) => { in_cells!($test: fs_alone Fs 1, fs3_on_three Fs3 3); };
-    ($test:ident, nixl) => { in_cells!($test: nixl_sharded_on_three NixlSharded 3); };
-    ($test:ident, simplest) => { in_cells!($test: fs_alone Fs 1); };
+    ($test:ident, each) => { tests_in!($test: fs_alone Fs 1, nixl_sharded_on_three NixlSharded 3); };
+    ($test:ident, each_alone) => { tests_in!($test: fs_alone Fs 1, nixl_sharded_alone NixlSharded 1); };
+    ($test:ident, fs) => { tests_in!($test: fs_alone Fs 1, fs3_on_three Fs3 3); };
+    ($test:ident, nixl) => { tests_in!($test: nixl_sharded_on_three NixlSharded 3); };
+    ($test:ident, simplest) => { tests_in!($test: fs_alone Fs 1); };
     ($test:ident, sharded) => {
-        in_cells!($test: nixl_sharded_alone NixlSharded 1, nixl_sharded_on_three NixlSharded 3);
+        tests_in!($test: nixl_sharded_alone NixlSharded 1, nixl_sharded_on_three NixlSharded 3);
     };
-    ($test:ident: $($cell:ident $layout:ident $volumes:literal),*) => {$(
-        #[test]
-        fn $cell() {
-            super::$test(saltern_tests::Cell { layout: saltern::Layout::$layout, volumes: $volumes });
-        }
-    )*};
 }
 
 #[path = "behaviour/suite.rs"]

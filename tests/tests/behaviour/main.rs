@@ -11,26 +11,20 @@ macro_rules! in_cells {
         in_cells!($test, nixl);
     };
     ($test:ident, each_alone) => {
-        in_cells!($test: fs_alone Fs 1, fs3_alone Fs3 1);
-        in_cells!($test: nixl_alone Nixl 1, nixl3_alone Nixl3 1, nixl_sharded_alone NixlSharded 1);
+        tests_in!($test: fs_alone Fs 1, fs3_alone Fs3 1);
+        tests_in!($test: nixl_alone Nixl 1, nixl3_alone Nixl3 1, nixl_sharded_alone NixlSharded 1);
     };
     ($test:ident, fs) => {
-        in_cells!($test: fs_alone Fs 1, fs_on_three Fs 3, fs3_alone Fs3 1, fs3_on_three Fs3 3);
+        tests_in!($test: fs_alone Fs 1, fs_on_three Fs 3, fs3_alone Fs3 1, fs3_on_three Fs3 3);
     };
     ($test:ident, nixl) => {
-        in_cells!($test: nixl_alone Nixl 1, nixl_on_three Nixl 3, nixl3_alone Nixl3 1, nixl3_on_three Nixl3 3,
+        tests_in!($test: nixl_alone Nixl 1, nixl_on_three Nixl 3, nixl3_alone Nixl3 1, nixl3_on_three Nixl3 3,
             nixl_sharded_alone NixlSharded 1, nixl_sharded_on_three NixlSharded 3);
     };
-    ($test:ident, simplest) => { in_cells!($test: fs_alone Fs 1); };
+    ($test:ident, simplest) => { tests_in!($test: fs_alone Fs 1); };
     ($test:ident, sharded) => {
-        in_cells!($test: nixl_sharded_alone NixlSharded 1, nixl_sharded_on_three NixlSharded 3);
+        tests_in!($test: nixl_sharded_alone NixlSharded 1, nixl_sharded_on_three NixlSharded 3);
     };
-    ($test:ident: $($cell:ident $layout:ident $volumes:literal),*) => {$(
-        #[test]
-        fn $cell() {
-            super::$test(saltern_tests::Cell { layout: saltern::Layout::$layout, volumes: $volumes });
-        }
-    )*};
 }
 
 #[path = "suite.rs"]

@@ -33,6 +33,16 @@ macro_rules! one_cell {
     ($($test:tt)*) => { test_in_cells!(simplest, $($test)*); };
 }
 
+/// One test for each cell of a list, for `in_cells`.
+macro_rules! tests_in {
+    ($test:ident: $($cell:ident $layout:ident $volumes:literal),*) => {$(
+        #[test]
+        fn $cell() {
+            super::$test(saltern_tests::Cell { layout: saltern::Layout::$layout, volumes: $volumes });
+        }
+    )*};
+}
+
 macro_rules! test_in_cells {
     ($cells:ident, $(#[$attribute:meta])* fn $test:ident($cell:ident: $type:ident) $body:block) => {
         $(#[$attribute])*
