@@ -32,8 +32,8 @@ use crate::sys::{remove_attribute, set_attribute, stat_fd};
 use crate::ticket::Part;
 use crate::volume::{Holding, Parent, Volume};
 
-/// A new file is written in pieces of so many segments, one after the other: a write that allocates holds the file's lock, and
-/// others of the same file would only wait for it, each in a kernel worker of its own.
+/// Where its writes allocate, a new file is written in pieces of so many segments, one after the other: a write that allocates
+/// holds the file's lock, and others of the same file would only wait for it, each in a kernel worker of its own.
 const NEW_FILE_SEGMENTS: usize = 4;
 
 /// Names of unfinished stores that may be taken, one after the other, by what is not ours.
@@ -147,7 +147,7 @@ impl Shard {
                 let StoreOp { keyed, name, buffer, part, _queued, .. } = op;
                 let target = self.devices.target(buffer, lane, may_be_direct.then_some(volume), grid);
                 let mut transfer = Transfer::new(target, fd, grid);
-                if matches!(from, Holding::Temp(_)) {
+                if matches!(from, Holding::Temp(_)) && self.core.volumes[volume].dir.writes_allocate() {
                     transfer = transfer.in_turn(NEW_FILE_SEGMENTS * grid.segment);
                 }
                 self.activate_store(ActiveStore { keyed, name, volume, from, old_bytes, part, transfer, sum, _queued });

@@ -184,6 +184,11 @@ impl Directory {
         self.writes_zeroes
     }
 
+    /// Whether writing to a new file has to allocate its blocks first.
+    pub(crate) fn writes_allocate(&self) -> bool {
+        !self.writes_zeroes && !self.preallocates
+    }
+
     /// The device's I/O scheduler.
     pub(crate) fn scheduler(&self) -> Option<&str> {
         self.medium.scheduler.as_deref()
