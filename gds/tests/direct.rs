@@ -6,6 +6,7 @@ mod common;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{Fakes, config, key, machine, payload, small};
 use saltern::device::{DeviceRange, Direction, Route, RouteChoice};
@@ -37,11 +38,16 @@ impl World {
     }
 
     fn gpu(&self) -> CudaDevice {
+        self.gpu_with(|_| ())
+    }
+
+    fn gpu_with(&self, change: impl FnOnce(&mut CudaOptions)) -> CudaDevice {
         let mut options = CudaOptions::default();
         options.libcuda = Some(self.fakes.path("cuda"));
         options.libcufile = Some(self.fakes.path("cufile"));
         options.helper = Some(env!("CARGO_BIN_EXE_saltern-gds-probe").into());
         options.machine = saltern_gds::machine::Machine::at(self.root.path());
+        change(&mut options);
         CudaDevice::open(0, options).expect("the software driver has one GPU")
     }
 
@@ -233,6 +239,65 @@ fn files_and_transfers_that_fail_cost_their_objects_nothing_but_time() {
         drop((engine, slab));
         world.assert_clean();
     }
+}
+
+/// An engine whose batches are cancelled after a moment without an end.
+fn impatient(world: &World) -> (CudaDevice, Engine) {
+    let gpu = world.gpu_with(|options| options.batch_deadline = Some(Duration::from_millis(200)));
+    let engine = world.engine(&gpu);
+    (gpu, engine)
+}
+
+#[test]
+fn a_batch_that_does_not_end_is_cancelled_and_its_objects_go_another_way() {
+    let Some(world) = World::with_nvidia_fs(&[]) else { return };
+    let (gpu, engine) = impatient(&world);
+    world.cufile("fake_trouble_idle");
+    there_and_back(&engine, &gpu.alloc(16 << 20).expect("alloc"), 64);
+    let status = engine.status().devices.remove(0);
+    assert!(status.refused_files > 0 && status.last_refusal.is_some_and(|why| why.contains("cancelled")));
+    drop(engine);
+    world.assert_clean();
+}
+
+#[test]
+fn a_batch_of_which_nothing_is_known_is_given_up_with_its_memory_and_files() {
+    let Some(world) = World::with_nvidia_fs(&[]) else { return };
+    let (gpu, engine) = impatient(&world);
+    let heap = gpu.alloc(16 << 20).expect("alloc");
+    let slab = gpu.slab(&heap);
+    there_and_back(&engine, &heap, 64);
+    world.cufile("fake_trouble_silent");
+    let part = |n: usize| heap.slice(n << 18..(n + 1) << 18);
+    let loads = engine.load((0..64).map(|n| (key(n as u32), part(n).buffer().into())).collect()).wait();
+    let stores = engine.store((0..64).map(|n| (key(n as u32 + 100), part(n).buffer().into())).collect()).wait();
+    let mut lost = 0;
+    for (result, buffer) in loads.results.iter().zip(&loads.buffers).chain(stores.results.iter().zip(&stores.buffers)) {
+        match result {
+            Ok(_) => assert!(buffer.is_some()),
+            Err(Error::Device { reason, .. }) => {
+                assert!(reason.contains("none of a batch's transfers ended"), "{reason}");
+                assert!(buffer.is_none(), "memory that cuFile may still write to was given back");
+                lost += 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(lost > 0, "no batch was under way");
+    // What went another way is right, and goes on doing so.
+    world.cufile("fake_trouble_ends");
+    for n in 0..64 {
+        let report = engine.load(vec![(key(n as u32), part(n).buffer().into())]).wait();
+        assert!(report.results[0].is_ok(), "{:?}", report.results);
+        assert!(part(n).read().expect("read") == payload(n as u32, 1 << 18), "object {n}");
+    }
+    assert_eq!(engine.status().objects as usize, 64 + stores.results.iter().filter(|result| result.is_ok()).count());
+    drop((engine, loads, stores, slab, heap, gpu));
+    // The drive comes back: memory, slab and files are still there for it.
+    assert_eq!(world.cufile("fake_late"), lost, "transfers that were given up");
+    let kept = ["fake_batches_alive", "fake_files", "fake_slabs"].map(|symbol| world.cufile(symbol));
+    assert!(kept.iter().all(|kept| *kept > 0), "{kept:?}");
+    assert_eq!(world.fakes.count("cuda", "fake_allocated"), 1, "the memory that they were in");
 }
 
 #[test]

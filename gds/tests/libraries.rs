@@ -34,6 +34,8 @@ fn objects_move_between_files_and_device_memory() {
         let dir = common::dir();
         let device = open(&fakes, libcuda);
         assert_eq!((device.info().name.as_str(), device.info().pci.as_str()), ("Software GPU", "0000:3b:00.0"));
+        // As the driver says, where the kernel does not know the GPU.
+        assert_eq!(saltern::device::Device::host_node(&device), Some(0));
         let mut config = config(dir.path());
         config.shards = 2;
         config.integrity = Integrity::Verify;
@@ -80,6 +82,40 @@ fn objects_move_between_files_and_device_memory() {
         let left = ["fake_registered", "fake_allocated", "fake_retained"].map(count);
         assert_eq!(left, [0, 0, 0], "registrations, allocations and contexts that are left");
     }
+}
+
+#[test]
+fn the_callers_context_stays_the_current_one() {
+    let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[])]) else { return };
+    let dir = common::dir();
+    // As a program would that works on another GPU: what is current is what it calls its GPU.
+    fakes.load("cuda");
+    fakes.count("cuda", "fake_use_foreign");
+    let assert_foreign = |after: &str| assert_eq!(fakes.count("cuda", "fake_is_foreign"), 1, "after {after}");
+    let device = open(&fakes, "cuda");
+    assert_foreign("open");
+    let engine = Engine::open(config(dir.path())).expect("open");
+    engine.attach_device(Arc::new(device.clone()), small()).expect("attach");
+    assert_foreign("attach");
+    let slice = device.alloc(1 << 20).expect("alloc");
+    slice.write(&payload(1, 1 << 20)).expect("write");
+    assert_foreign("writing");
+    // SAFETY: 0 is the default stream of every context.
+    #[expect(unsafe_code, reason = "streams are named by number")]
+    let fence = unsafe { device.fence(0) }.expect("a fence");
+    assert_foreign("a fence");
+    let slab = device.slab(&slice);
+    drop(fence);
+    let mut memory = HostMemory::alloc(&device, HostKind::Pinned, 1 << 20).expect("alloc");
+    memory.copy(&slice, false, 1 << 20, 1).expect("copy");
+    assert_foreign("copies");
+    let stored = engine.store_from_device(vec![(key(1), slice.buffer())]).wait();
+    assert!(stored.results[0].is_ok(), "{:?}", stored.results);
+    assert!(slice.read().expect("read") == payload(1, 1 << 20));
+    drop((memory, slab, stored, slice));
+    assert_foreign("giving memory back");
+    drop((engine, device));
+    assert_foreign("the end");
 }
 
 #[test]

@@ -142,7 +142,7 @@ impl CopyEngine for OddCopier {
 
     fn poll(&mut self, each: &mut dyn FnMut(CopyDone)) {
         for token in self.failed.drain(..) {
-            each(CopyDone { token, result: Err(DeviceError::new("direct", "the test lets it fail")) });
+            each(CopyDone::new(token, Err(DeviceError::new("direct", "the test lets it fail"))));
         }
         self.inner.poll(each);
     }

@@ -87,6 +87,31 @@ fn doctor_and_bench_name_what_is_missing_and_end() {
     assert!(value("CUDA driver").contains("CUDA 12.8"), "{doctor}");
     assert!(value("cuFile").contains("not installed") && value("cuFile").contains("library.so"), "{doctor}");
     assert!(value("GPU").contains("Software GPU"), "{doctor}");
+    // Of each volume: where it is, and the way to it.
+    let (first, second) = (temp_dir(), temp_dir());
+    let volumes = [first.path(), second.path()].map(|dir| dir.canonicalize().unwrap().display().to_string());
+    let args = ["doctor", &volumes[0], &volumes[1], "--json", "-"];
+    let report = run(dir.path(), &args, &gpu, none).json();
+    assert_eq!((&report["dir"], &report["dirs"]), (&volumes[0].as_str().into(), &volumes.to_vec().into()));
+    for item in ["GPU", "file system", "O_DIRECT"] {
+        let of_item = report["checks"].as_array().unwrap().iter().filter(|check| check["item"] == item);
+        let values: Vec<_> = of_item.map(|check| check["value"].as_str().unwrap()).collect();
+        let is_told = values.iter().zip(&volumes).all(|(value, volume)| value.starts_with(&format!("{volume}: ")));
+        assert!(values.len() == 2 && is_told, "{item}: {values:?}");
+        assert!(
+            item != "GPU" || values.iter().all(|value| value.contains("would use the pinned pipeline")),
+            "{values:?}"
+        );
+    }
+    // cuFile whose driver never comes back: it is not opened where there are no modules, and given up where there are.
+    let Some(hangs) = library(dir.path(), "cufile", "-DHANGS") else { return };
+    let doctor = run(dir.path(), &["doctor", "--quick", ".", "--json", "-"], &gpu, &hangs).json();
+    let checks = doctor["checks"].as_array().unwrap();
+    let cufile = checks.iter().find(|check| check["item"] == "cuFile").unwrap();
+    assert!(cufile["value"].as_str().unwrap().contains("version 1.13"), "{cufile}");
+    if !Path::new("/proc/modules").exists() {
+        assert!(cufile["value"].as_str().unwrap().contains("/proc/modules does not exist"), "{cufile}");
+    }
     // The route as an engine would have it: the pipeline, and why.
     let doctor = run(dir.path(), &["doctor", "."], &gpu, none);
     let words = doctor.stdout.split_whitespace().collect::<Vec<_>>().join(" ");

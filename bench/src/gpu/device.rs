@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use saltern::device::sim::{Clock, SimDevice, SimMemory, SimOptions};
-use saltern::device::{DIRECT_ALIGN_BYTES, Device, DeviceBuffer, DeviceRange, Direction};
+use saltern::device::{DIRECT_ALIGN_BYTES, Device, DeviceBuffer, DeviceRange};
 use saltern_gds::{CudaDevice, CudaOptions, DeviceSlab, DeviceSlice};
 
 use super::target::Target;
@@ -27,7 +27,9 @@ impl Gpu {
             Target::GpuSim => {
                 let mut options = SimOptions::default();
                 options.direct = true;
-                // Copies take the time that they would, beside what moving their bytes takes here.
+                // The host's memory traffic is what is measured.
+                options.poison = false;
+                // Threads of its own copy, as a GPU's engines do; copies take at least the time that they would.
                 Ok(Self::Sim(SimDevice::with_clock(options, Clock::wall())))
             }
         }
@@ -42,13 +44,6 @@ impl Gpu {
         match self {
             Self::Sim(device) => Arc::new(device.clone()),
             Self::Cuda(device) => Arc::new(device.clone()),
-        }
-    }
-
-    /// Waits as long as a copy takes, on the software device; a GPU's own copies take theirs.
-    pub(super) fn occupy(&self, direction: Direction, bytes: usize) {
-        if let Self::Sim(device) = self {
-            device.occupy(direction, bytes);
         }
     }
 
@@ -118,10 +113,19 @@ impl Block {
         })
     }
 
-    /// Reads into memory that is there.
-    pub(super) fn read_into(&self, bytes: &mut [u8]) -> Result<()> {
+    /// A copy from the host that is waited for; on the software device it takes its turn, as a GPU's do.
+    pub(super) fn copy_in(&self, bytes: &[u8]) -> Result<()> {
         match self {
-            Self::Sim(memory) => bytes.copy_from_slice(&memory.read()),
+            Self::Sim(memory) => memory.copy_in(bytes),
+            Self::Cuda(slice) => slice.write(bytes)?,
+        }
+        Ok(())
+    }
+
+    /// As [`Block::copy_in`], to memory of the host's that is there.
+    pub(super) fn copy_out(&self, bytes: &mut [u8]) -> Result<()> {
+        match self {
+            Self::Sim(memory) => memory.copy_out(bytes),
             Self::Cuda(slice) => slice.read_into(bytes)?,
         }
         Ok(())

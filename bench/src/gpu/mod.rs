@@ -4,31 +4,28 @@
 //! for each object size: engine by the pipeline, engine by cuFile where that is direct, plain read + copy with threads, cuFile's
 //!     compatibility mode; loads and stores, with the data on disk and in the page cache; every byte compared on the way back
 //! ```
-//! The bound is the slower of the disk (the ceiling's random reads or overwrites) and of copies from pinned memory, measured in the same
-//! run; with the data in the page cache it is plain reads (or writes) by threads instead of the disk. On the software device there is no
-//! bound by copies, and the figures are those of the engine, not of a GPU.
+//! The ways take turns, round by round. The bound is the slower of the disk (the ceiling's random reads or overwrites), measured in each
+//! round, and of copies from pinned memory, measured at the beginning; with the data in the page cache it is plain reads (or writes) by
+//! threads instead of the disk. On the software device the figures are those of the engine, not of a GPU.
 
 mod device;
 mod plain;
 mod report;
 mod rows;
 mod target;
+mod ways;
 
 use std::path::PathBuf;
 use std::time::Instant;
-
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use rand::seq::SliceRandom;
 
 use self::device::{Block, Gpu};
 pub use self::report::{CopyResult, Data, GpuReport, GpuResult, Way};
 use self::rows::Rows;
 pub use self::target::{Target, UnknownTarget};
-use crate::ceiling::{Kind, Memory, Rig};
 use crate::error::{Error, Result};
 use crate::machine;
-use crate::meter::{median, round};
+use crate::memory;
+use crate::meter::round;
 use crate::options::Options;
 use crate::payload;
 use crate::run::Hooks;
@@ -38,8 +35,8 @@ use crate::test_file::TestFile;
 /// What a reader of the software device's figures has to know.
 const SIM_NOTES: [&str; 2] = [
     "the software device stands in for a GPU: these figures say nothing about one",
-    "a CPU moves its bytes: the engine's in the shard's own thread, plain copies' in all threads, and direct transfers one at a \
-     time, each of which is waited for",
+    "CPUs move its bytes, one copy at a time in each direction: the engine's in a thread of the device's, plain copies in the threads \
+     that wait for them",
 ];
 
 const MIB: f64 = (1 << 20) as f64;
@@ -52,6 +49,10 @@ const SIM_BYTES: u64 = 128 << 20;
 const COPY_BYTES: usize = 64 << 20;
 const COPY_CHUNK: usize = 4 << 20;
 const COPY_TIMES: usize = 8;
+
+/// Objects in flight, as a multiple of those that the disk alone gets: as many as it has are on their way to the device, or wait for
+/// their turn there.
+const DEPTH_TIMES: usize = 2;
 
 /// Runs it. `helper` is the program that a cuFile probe runs in (`saltern`). Blocks; everything it writes is in a scratch directory
 /// that is removed before it returns.
@@ -75,16 +76,13 @@ pub fn run(options: &Options, target: Target, helper: Option<PathBuf>, hooks: Ho
     }
     for (number, &object_bytes) in options.sizes.iter().enumerate() {
         let objects = (total as usize / object_bytes).max(1);
-        let depth = options.depth_for(object_bytes);
+        let depth = options.depth.unwrap_or(DEPTH_TIMES * options.depth_for(object_bytes));
         hooks.progress.begin(&format!("{} KiB objects", object_bytes >> 10), 1);
-        let bounds = Bounds {
-            load: disk(options, &file, Kind::Read, object_bytes, depth, hooks)?.min(report.copy_bound(true)),
-            store: disk(options, &file, Kind::Overwrite, object_bytes, depth, hooks)?.min(report.copy_bound(false)),
-        };
         let memory = gpu.alloc(objects, object_bytes)?;
         let dir = scratch.join(&format!("objects-{number}"));
+        std::fs::create_dir_all(&dir).map_err(|error| Error::io("mkdir", &dir, error))?;
         let blocks = &memory.blocks;
-        let mut rows = Rows { options, gpu: &gpu, blocks, dir, object_bytes, depth, bounds, cached: bounds, hooks };
+        let rows = Rows { options, gpu: &gpu, blocks, dir, object_bytes, depth, file: &file, hooks };
         rows.run(&mut report)?;
     }
     drop((file, scratch));
@@ -92,38 +90,32 @@ pub fn run(options: &Options, target: Target, helper: Option<PathBuf>, hooks: Ho
     Ok(report)
 }
 
-/// What no way can pass, in bytes a second.
-#[derive(Debug, Clone, Copy)]
-struct Bounds {
-    load: f64,
-    store: f64,
-}
-
-/// The disk alone, at this size and depth: the median of the rounds.
-fn disk(
-    options: &Options,
-    file: &TestFile,
-    kind: Kind,
-    object_bytes: usize,
-    depth: usize,
-    hooks: Hooks<'_>,
-) -> Result<f64> {
-    let mut rig = Rig::new(object_bytes, 1 << 20, depth, depth)?;
-    let mut offsets: Vec<u64> = (0..file.bytes() / rig.object_bytes() as u64).collect();
-    offsets.iter_mut().for_each(|offset| *offset *= rig.object_bytes() as u64);
-    offsets.shuffle(&mut StdRng::seed_from_u64(options.seed));
-    let mut rates = Vec::new();
-    for _ in 0..options.rounds {
-        rates.push(rig.run(file, kind, Memory::Spread, &offsets, hooks.cancel)?.bytes_per_s());
-    }
-    Ok(median(&rates))
-}
-
-/// Copies alone, by the kind of host memory.
+/// Copies alone, by the kind of host memory; of the software device by the pool's.
 fn copies(gpu: &Gpu) -> Result<Vec<CopyResult>> {
-    let Gpu::Cuda(device) = gpu else { return Ok(Vec::new()) };
-    let slice = device.alloc(COPY_BYTES)?;
     let mut results = Vec::new();
+    let mut enter = |memory, to_device, started: Instant| {
+        let rate = (COPY_BYTES * COPY_TIMES) as f64 / started.elapsed().as_secs_f64();
+        results.push(CopyResult { memory, to_device, mib_per_s: round(rate / MIB, 1) });
+    };
+    let device = match gpu {
+        Gpu::Cuda(device) => device,
+        Gpu::Sim(device) => {
+            let blocks: Vec<_> = (0..COPY_BYTES / COPY_CHUNK).map(|_| Block::Sim(device.alloc(COPY_CHUNK))).collect();
+            let mut memory = memory::alone(COPY_BYTES)?;
+            fill(&blocks, 0)?;
+            for to_device in [true, false] {
+                let started = Instant::now();
+                for _ in 0..COPY_TIMES {
+                    for (block, bytes) in blocks.iter().zip(memory.chunks_mut(COPY_CHUNK)) {
+                        if to_device { block.copy_in(bytes)? } else { block.copy_out(bytes)? }
+                    }
+                }
+                enter("pinned", to_device, started);
+            }
+            return Ok(results);
+        }
+    };
+    let slice = device.alloc(COPY_BYTES)?;
     for kind in saltern_gds::HostKind::ALL {
         let mut memory = saltern_gds::HostMemory::alloc(device, kind, COPY_BYTES)?;
         payload::fill(0, 0, memory.as_mut_slice());
@@ -131,8 +123,7 @@ fn copies(gpu: &Gpu) -> Result<Vec<CopyResult>> {
             memory.copy(&slice, to_device, COPY_CHUNK, 1)?;
             let started = Instant::now();
             memory.copy(&slice, to_device, COPY_CHUNK, COPY_TIMES)?;
-            let rate = (COPY_BYTES * COPY_TIMES) as f64 / started.elapsed().as_secs_f64();
-            results.push(CopyResult { memory: kind.name(), to_device, mib_per_s: round(rate / MIB, 1) });
+            enter(kind.name(), to_device, started);
         }
     }
     Ok(results)

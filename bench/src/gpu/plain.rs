@@ -22,27 +22,18 @@ pub(super) trait PlainIo {
     fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Vec<String>;
 }
 
-/// Runs `work` for each number below `count` on so many threads; each has a state of its own.
-fn spread<S>(
-    threads: usize,
-    count: usize,
-    state: impl Fn() -> Result<S> + Sync,
-    work: impl Fn(&mut S, usize) -> Result<()> + Sync,
-) -> Vec<String> {
+/// Runs `work` for each number below `count`, on a thread for each state.
+fn spread<S: Send>(states: &mut [S], count: usize, work: impl Fn(&mut S, usize) -> Result<()> + Sync) -> Vec<String> {
     let (next, errors) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
-        for _ in 0..threads.min(count) {
+        for state in states.iter_mut().take(count) {
             scope.spawn(|| {
-                let mut state = match state() {
-                    Ok(state) => state,
-                    Err(error) => return errors.lock().push(error.to_string()),
-                };
                 loop {
                     let object = next.fetch_add(1, Ordering::Relaxed);
                     if object >= count {
                         return;
                     }
-                    if let Err(error) = work(&mut state, object) {
+                    if let Err(error) = work(state, object) {
                         errors.lock().push(format!("object {object}: {error}"));
                     }
                 }
@@ -80,30 +71,36 @@ impl Host {
     }
 }
 
-/// Plain read (or write) and copy, through pinned memory of each thread.
-pub(super) struct Plain<'a> {
-    pub(super) gpu: &'a Gpu,
-    pub(super) object_bytes: usize,
-    pub(super) threads: usize,
+/// Plain read (or write) and copy, through pinned memory of each thread, which is there before anything is timed.
+pub(super) struct Plain {
+    object_bytes: usize,
+    hosts: Mutex<Vec<Host>>,
     /// Else the bytes stay in the host's memory: what bounds both, with the data in the page cache.
-    pub(super) copies: bool,
+    copies: bool,
 }
 
-impl PlainIo for Plain<'_> {
-    fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Vec<String> {
-        let padded = self.object_bytes.next_multiple_of(ALIGN_BYTES);
-        let host = || match self.gpu {
+impl Plain {
+    pub(super) fn new(gpu: &Gpu, object_bytes: usize, threads: usize, copies: bool) -> Result<Self> {
+        let padded = object_bytes.next_multiple_of(ALIGN_BYTES);
+        let host = |_| match gpu {
             Gpu::Sim(_) => Ok(Host::Pool(memory::alone(padded)?)),
             Gpu::Cuda(device) => Ok(Host::Pinned(HostMemory::alloc(device, HostKind::Pinned, padded)?)),
         };
-        spread(self.threads, files.len(), host, |host, object| {
+        let hosts = (0..threads).map(host).collect::<Result<Vec<_>>>()?;
+        Ok(Self { object_bytes, hosts: Mutex::new(hosts), copies })
+    }
+}
+
+impl PlainIo for Plain {
+    fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Vec<String> {
+        let padded = self.object_bytes.next_multiple_of(ALIGN_BYTES);
+        spread(&mut self.hosts.lock(), files.len(), |host, object| {
             let (path, block, bytes) = (&files[object], &blocks[object], &mut host.bytes()[..padded]);
             let file = open(path, store, direct)?;
             let failed = |error| Error::io("read or write", path, error);
             if store {
                 if self.copies {
-                    self.gpu.occupy(Direction::FromDevice, block.len());
-                    block.read_into(&mut bytes[..block.len()])?;
+                    block.copy_out(&mut bytes[..block.len()])?;
                 }
                 file.write_all_at(bytes, 0).map_err(failed)?;
                 return file.set_len(block.len() as u64).map_err(failed);
@@ -116,8 +113,7 @@ impl PlainIo for Plain<'_> {
                 }
             }
             if self.copies {
-                self.gpu.occupy(Direction::ToDevice, block.len());
-                block.write(&bytes[..block.len()])?;
+                block.copy_in(&bytes[..block.len()])?;
             }
             Ok(())
         })
@@ -133,8 +129,8 @@ pub(super) struct CompatFiles<'a> {
 
 impl PlainIo for CompatFiles<'_> {
     fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Vec<String> {
-        let bind = || Ok(self.device.bind_thread()?);
-        spread(self.threads, files.len(), bind, |(), object| {
+        spread(&mut vec![(); self.threads], files.len(), |(), object| {
+            self.device.bind_thread()?;
             let file = open(&files[object], store, direct)?;
             let handle = self.io.open(file.as_fd())?;
             let (range, direction) =

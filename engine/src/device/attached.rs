@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Device, DeviceError, DeviceId, DeviceOptions, Registration, Route};
 use crate::error::{Error, Result};
-use crate::mem::Pool;
+use crate::mem::{NearNode, Pool};
 
 /// The slots of one shard.
 #[derive(Clone)]
@@ -43,6 +43,10 @@ impl Attached {
         shards: usize,
         loopback: bool,
     ) -> Result<Self> {
+        let near = device.host_node().map(NearNode::enter);
+        if let Some(Err(errno)) = &near {
+            tracing::debug!(%errno, "slots are where this thread is, and not near the device");
+        }
         let mut registrations = Vec::new();
         let mut slots = || -> Result<Pool> {
             let pool = Pool::make(options.transit_bytes, device.poisons_slots())?;

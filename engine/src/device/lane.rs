@@ -12,7 +12,7 @@ use std::time::Instant;
 use slab::Slab;
 
 use super::attached::{Attached, Transit};
-use super::{CopyEngine, DeviceCopy, DeviceError, DeviceId, DirectOp, Direction, Fence, Place};
+use super::{CopyDone, CopyEngine, DeviceCopy, DeviceError, DeviceId, DirectOp, Direction, Fence, Place};
 use crate::mem::IoBuffer;
 
 /// How long a shard sleeps at most while copies are under way: their end wakes nobody. Longer waits would leave the device idle
@@ -31,6 +31,8 @@ pub(crate) struct Copied<T> {
     pub(crate) slot: Option<IoBuffer>,
     pub(crate) tag: T,
     pub(crate) result: Result<(), DeviceError>,
+    /// The device may still be at work on the object's memory. Its slot was given up.
+    pub(crate) is_lost: bool,
 }
 
 /// See the module. `T` says what a copy belongs to.
@@ -113,7 +115,7 @@ impl<T> Lane<T> {
     fn begin(&mut self, slot: Option<IoBuffer>, tag: T, submit: impl FnOnce(&mut dyn CopyEngine, usize)) {
         let Some(copier) = &mut self.copier else {
             self.directs -= usize::from(slot.is_none());
-            return self.refused.push(Copied { slot, tag, result: Err(given_up()) });
+            return self.refused.push(Copied { slot, tag, result: Err(given_up()), is_lost: false });
         };
         if self.flights.is_empty() {
             self.moved = Instant::now();
@@ -138,10 +140,14 @@ impl<T> Lane<T> {
         }
         let mut any = false;
         copier.poll(&mut |done| {
-            let Flight { slot, tag } = flights.remove(done.token);
+            let CopyDone { token, result, is_lost } = done;
+            let Flight { mut slot, tag } = flights.remove(token);
             *directs -= usize::from(slot.is_none());
             any = true;
-            ended.push(Copied { slot, tag, result: done.result });
+            if is_lost {
+                std::mem::forget(slot.take());
+            }
+            ended.push(Copied { slot, tag, result, is_lost });
         });
         if any {
             *moved = Instant::now();

@@ -60,6 +60,11 @@ pub trait Device: Send + Sync {
     /// Its name, for status.
     fn name(&self) -> String;
 
+    /// The host's NUMA node next to it, where that is known: slots are made there.
+    fn host_node(&self) -> Option<u32> {
+        None
+    }
+
     /// Makes a pool's memory known to the device, so that copies from and to it are asynchronous. The registration keeps a
     /// clone of the pool.
     ///
@@ -144,12 +149,28 @@ pub struct CopyDone {
     pub token: usize,
     /// Whether all bytes have moved.
     pub result: Result<(), DeviceError>,
+    /// It has not ended, and nobody can tell any more whether the device is done with it: its object fails, and the memory, the slot and
+    /// the file are never used again. Only with an error.
+    pub is_lost: bool,
+}
+
+impl CopyDone {
+    /// One that has ended.
+    pub fn new(token: usize, result: Result<(), DeviceError>) -> Self {
+        Self { token, result, is_lost: false }
+    }
+
+    /// One that was given up.
+    pub fn lost(token: usize, error: DeviceError) -> Self {
+        Self { token, result: Err(error), is_lost: true }
+    }
 }
 
 /// Asynchronous copies of one shard, in a queue for each direction. Stays on one thread.
 ///
 /// What is submitted is reported by `poll` exactly once, with its result, and only when the device is done with the memory: a
-/// submission that fails is reported as well. Dropping it waits until the device is done with everything.
+/// submission that fails is reported as well. What the device may never end is reported as lost. Dropping it waits until the device is
+/// done with everything else.
 pub trait CopyEngine {
     /// Whether the work that a fence stands for is done. Does not block. What has to wait for a fence is submitted after this has
     /// said so, and not before: the queues are shared by all callers, and what is behind an event in them cannot be taken back.

@@ -73,27 +73,11 @@ impl Span {
         self.len == 0
     }
 
-    /// A part of it.
-    ///
-    /// # Panics
-    /// When it does not lie inside.
-    pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
-        assert!(offset.checked_add(len).is_some_and(|end| end <= self.len), "part outside its span");
-        Self { ptr: self.ptr.wrapping_add(offset), len, _owner: self._owner.clone() }
-    }
-
     /// Looks at the bytes, for a checksum.
     pub(crate) fn with_bytes<R>(&self, look: impl FnOnce(&[u8]) -> R) -> R {
         // SAFETY: the span lies inside a buffer that it keeps alive and that the engine has sole use of (the contract of
         // `Buffer`); callers look when no read is in flight on it, and the slice does not outlive this call.
         look(unsafe { std::slice::from_raw_parts(self.ptr, self.len) })
-    }
-
-    /// Writes bytes at the start; the shorter one limits.
-    pub(crate) fn write(&self, bytes: &[u8]) {
-        let len = self.len.min(bytes.len());
-        // SAFETY: as in `copy_from`; `bytes` are a borrow of other memory.
-        unsafe { std::ptr::copy(bytes.as_ptr(), self.ptr, len) };
     }
 
     /// Copies from the start of another span; the shorter one limits.

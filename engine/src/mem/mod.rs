@@ -8,6 +8,8 @@
 mod buffer;
 mod device;
 mod io;
+mod loan;
+mod node;
 mod pool;
 mod region;
 
@@ -15,5 +17,7 @@ pub use buffer::{Buffer, Keepalive};
 pub use device::{DeviceBuffer, DeviceId, DeviceRange, Fence};
 pub(crate) use io::IoBuffer;
 pub use io::Span;
+pub(crate) use loan::{Lent, Loan};
+pub(crate) use node::NearNode;
 pub use pool::{Pool, PoolBuffer, PoolStatus};
 pub use region::PageKind;

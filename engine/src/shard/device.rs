@@ -273,13 +273,18 @@ impl Shard {
             tracing::error!(device = name, "{reason}; slots and buffers of its copies are never freed");
             let error = Error::Device { device: name, op: "copy", reason };
             for Tag { active, .. } in lane.abandon() {
-                let transfer = self.actives[active].transfer();
-                device_of(transfer).is_given_up = true;
-                transfer.fail(error.clone());
-                self.drop_held(active);
-                self.end_transfer(active);
+                self.give_up_piece(active, error.clone());
             }
         }
+    }
+
+    /// Ends a piece that the device may still be at work on: its object fails, and its memory is not given back.
+    fn give_up_piece(&mut self, active: usize, error: Error) {
+        let transfer = self.actives[active].transfer();
+        device_of(transfer).is_given_up = true;
+        transfer.fail(error);
+        self.drop_held(active);
+        self.end_transfer(active);
     }
 
     /// Begins a piece of a device's object.
@@ -427,9 +432,14 @@ impl Shard {
 
     /// The device is done with a copy, or with a direct transfer.
     fn copied(&mut self, lane: usize, copied: Copied<Tag>) {
-        let Copied { slot, tag: Tag { active, piece }, result } = copied;
+        let Copied { slot, tag: Tag { active, piece }, result, is_lost } = copied;
         if let Err(error) = result {
             let attached = self.devices.lanes[lane].attached();
+            if is_lost {
+                attached.refuse(&error);
+                let error = Error::device(&*attached.device, error);
+                return self.give_up_piece(active, error);
+            }
             if slot.is_none() {
                 attached.refuse(&error);
                 return self.copy_instead(active, piece);

@@ -62,8 +62,12 @@ impl CudaCopier {
             Ok(Lane { direction, stream, queued: Vec::new(), groups: VecDeque::new(), refuses_batches: false })
         };
         let lanes = [lane(Direction::ToDevice)?, lane(Direction::FromDevice)?];
+        // The shard's own thread: it stays current there.
+        gpu.bind()?;
         let slabs = gpu.slabs.clone();
-        let direct = cufile.map(|cufile| DirectQueue::new(cufile, Some(gpu.clone()), slabs)).transpose()?;
+        let direct = cufile
+            .map(|cufile| DirectQueue::new(cufile, Some(gpu.clone()), slabs, gpu.batch_deadline()))
+            .transpose()?;
         Ok(Self { direct, lanes, events: Vec::new(), gpu })
     }
 }
@@ -184,7 +188,7 @@ impl Lane {
                 let result = failed.clone().map_or(Ok(()), Err);
                 let token = copy.token;
                 drop(copy);
-                each(CopyDone { token, result });
+                each(CopyDone::new(token, result));
             }
         }
     }
@@ -200,7 +204,10 @@ impl CopyEngine for CudaCopier {
 
     fn admit_direct(&mut self, fd: &Rc<OwnedFd>) -> Result<(), DeviceError> {
         match &mut self.direct {
-            Some(direct) => Ok(direct.admit(fd)?),
+            Some(direct) => {
+                self.gpu.bind()?;
+                Ok(direct.admit(fd)?)
+            }
             None => Err(DeviceError::new("cuFile", "it was not open when the device was attached")),
         }
     }

@@ -1,8 +1,10 @@
 //! A GPU, as the engine's device.
 
 use std::ffi::{CStr, c_char};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use saltern::Pool;
 use saltern::device::{
@@ -30,6 +32,9 @@ pub struct CudaOptions {
     /// `saltern`. Without one cuFile is not probed, and so not used: opening its driver may never return, and only another
     /// process can be given up.
     pub helper: Option<PathBuf>,
+    /// How long a batch of direct transfers may go on without that one of them ends. Then it is cancelled, and what does not end even so
+    /// is given up: its objects fail, and their memory and files are never used again. 20 s where it is not told.
+    pub batch_deadline: Option<Duration>,
     /// What the kernel shows of itself; tests have their own.
     #[doc(hidden)]
     pub machine: Machine,
@@ -43,7 +48,7 @@ impl CudaOptions {
             libcuda: path("SALTERN_LIBCUDA"),
             libcufile: path("SALTERN_LIBCUFILE"),
             helper: path("SALTERN_GDS_HELPER"),
-            machine: Machine::default(),
+            ..Self::default()
         }
     }
 }
@@ -86,11 +91,45 @@ unsafe impl Send for Gpu {}
 unsafe impl Sync for Gpu {}
 
 impl Gpu {
-    /// Makes the context current on this thread: every call that follows works on this GPU.
+    /// Makes the context current on this thread, for good: for threads that are the engine's, or this crate's.
     pub(crate) fn bind(&self) -> Result<()> {
         // SAFETY: the context is retained for as long as `self` lives.
         let code = unsafe { (self.driver.ctx_set_current)(self.context) };
         self.driver.check("cuCtxSetCurrent", code)
+    }
+
+    /// Makes the context current on this thread until the guard is dropped. On a caller's thread another one may be current, which
+    /// has to be so again afterwards: it is what PyTorch, and the CUDA runtime, take for the chosen GPU.
+    pub(crate) fn enter(&self) -> Result<Entered<'_>> {
+        // SAFETY: as in `bind`; popped when the guard is dropped.
+        let code = unsafe { (self.driver.ctx_push_current)(self.context) };
+        self.driver.check("cuCtxPushCurrent", code)?;
+        Ok(Entered { gpu: self, _stays: PhantomData })
+    }
+}
+
+/// A context that is current on this thread while this lives.
+#[must_use = "it is not current any more when this is dropped"]
+pub(crate) struct Entered<'a> {
+    gpu: &'a Gpu,
+    /// It is popped on the thread that it was pushed on.
+    _stays: PhantomData<*const ()>,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let mut popped = std::ptr::null_mut();
+        // SAFETY: writes one handle; what was pushed in `enter` is on top, since guards of a thread end in reverse order.
+        let code = unsafe { (self.gpu.driver.ctx_pop_current)(&mut popped) };
+        if let Err(error) = self.gpu.driver.check("cuCtxPopCurrent", code) {
+            tracing::error!(%error, "the GPU's context stays current on this thread");
+        }
+    }
+}
+
+impl Gpu {
+    pub(super) fn batch_deadline(&self) -> Option<Duration> {
+        self.options.batch_deadline
     }
 }
 
@@ -127,7 +166,8 @@ impl CudaDevice {
         driver.check("cuDevicePrimaryCtxRetain", code)?;
         let (id, cufile, slabs) = (DeviceId::new(), parking_lot::Mutex::default(), Arc::default());
         let gpu = Gpu { driver, context, device, id, info, options, cufile, slabs };
-        gpu.bind()?;
+        // Whether it can be used at all.
+        drop(gpu.enter()?);
         Ok(Self(Arc::new(gpu)))
     }
 
@@ -167,7 +207,7 @@ impl CudaDevice {
     /// # Errors
     /// [`GdsError::Cuda`].
     pub unsafe fn fence(&self, stream: u64) -> Result<Fence> {
-        self.0.bind()?;
+        let _current = self.0.enter()?;
         // SAFETY: the caller's promise.
         Ok(Arc::new(unsafe { CudaFence::record(self.0.clone(), stream as usize as Handle)? }))
     }
@@ -206,7 +246,7 @@ impl CudaDevice {
         let cufile = self.0.cufile.lock();
         let slab = self.0.slabs.add(range, keepalive);
         if let Some(cufile) = &*cufile
-            && self.0.bind().is_ok()
+            && let Ok(_current) = self.0.enter()
         {
             slab.register(&(cufile.clone() as Arc<dyn FileIo>));
         }
@@ -243,14 +283,14 @@ impl CudaDevice {
         if !prober.machine.has_modules() {
             return Err(GdsError::NoCuFile(prober.state().why_not.unwrap_or_default()));
         }
-        self.0.bind()?;
+        let _current = self.0.enter()?;
         Ok(Arc::new(CuFile::open(self.0.options.libcufile.as_deref(), Mode::Compatibility)?))
     }
 
     fn open_cufile(&self, report: &ProbeReport) -> Result<()> {
         let mut cufile = self.0.cufile.lock();
         if cufile.is_none() {
-            self.0.bind()?;
+            let _current = self.0.enter()?;
             let mode = Mode::Direct { by_p2pdma: report.by == P2PDMA, in_batches: report.no_batches.is_none() };
             let opened = Arc::new(CuFile::open(self.0.options.libcufile.as_deref(), mode)?);
             self.0.slabs.register_all(&(opened.clone() as Arc<dyn FileIo>));
@@ -269,8 +309,14 @@ impl Device for CudaDevice {
         format!("GPU {} ({}, {})", self.0.info.ordinal, self.0.info.name, self.0.info.pci)
     }
 
+    fn host_node(&self) -> Option<u32> {
+        let GpuInfo { pci, numa_node, .. } = &self.0.info;
+        let node = self.0.options.machine.pci_node(pci).unwrap_or(*numa_node);
+        u32::try_from(node).ok()
+    }
+
     fn register(&self, pool: &Pool) -> Result<Registration, DeviceError> {
-        self.0.bind()?;
+        let _current = self.0.enter()?;
         let (ptr, len) = pool.span();
         // SAFETY: the pool is mapped for as long as the clone in the registration lives, which unregisters first.
         let code = unsafe { (self.0.driver.mem_host_register)(ptr.cast(), len, HOST_REGISTER_PORTABLE) };
@@ -320,7 +366,7 @@ impl DeviceSlab {
 impl Drop for DeviceSlab {
     fn drop(&mut self) {
         // cuFile wants the context where it unmaps; a context that cannot be had has nothing mapped any more.
-        let _ = self.gpu.bind();
+        let _current = self.gpu.enter();
         self.slab = None;
     }
 }
@@ -333,7 +379,7 @@ struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        if self.gpu.bind().is_ok() {
+        if let Ok(_current) = self.gpu.enter() {
             // SAFETY: registered in `register`, and still mapped: `pool` is dropped after this.
             let code = unsafe { (self.gpu.driver.mem_host_unregister)(self.pool.span().0.cast()) };
             if let Err(error) = self.gpu.driver.check("cuMemHostUnregister", code) {

@@ -133,6 +133,8 @@ driver! {
         primary_ctx_retain = cuDevicePrimaryCtxRetain (*mut Handle, c_int);
         primary_ctx_release = cuDevicePrimaryCtxRelease_v2 (c_int);
         ctx_set_current = cuCtxSetCurrent (Handle);
+        ctx_push_current = cuCtxPushCurrent_v2 (Handle);
+        ctx_pop_current = cuCtxPopCurrent_v2 (*mut Handle);
         mem_alloc = cuMemAlloc_v2 (*mut DevicePtr, usize);
         mem_free = cuMemFree_v2 (DevicePtr);
         mem_host_alloc = cuMemHostAlloc (*mut *mut c_void, usize, c_uint);

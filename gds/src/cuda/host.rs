@@ -45,6 +45,9 @@ pub struct HostMemory {
     len: usize,
 }
 
+// SAFETY: the block is this value's alone, and no thread's: `copy` and `drop` make the context current wherever they are called.
+unsafe impl Send for HostMemory {}
+
 impl HostMemory {
     /// A block of `len` bytes (not 0), zeroed.
     ///
@@ -61,7 +64,7 @@ impl HostMemory {
             HostKind::WriteCombined => HOST_ALLOC_PORTABLE | HOST_ALLOC_WRITE_COMBINED,
         };
         let gpu = device.0.clone();
-        gpu.bind()?;
+        let current = gpu.enter()?;
         let mut ptr = std::ptr::null_mut();
         // SAFETY: writes one address.
         let code = unsafe { (gpu.driver.mem_host_alloc)(&mut ptr, len, flags) };
@@ -69,6 +72,7 @@ impl HostMemory {
         let ptr: *mut u8 = ptr.cast();
         // SAFETY: `len` bytes were allocated.
         unsafe { ptr.write_bytes(0, len) };
+        drop(current);
         Ok(Self { owner: Owner::Cuda(gpu), ptr, len })
     }
 
@@ -94,6 +98,7 @@ impl HostMemory {
     pub fn copy(&mut self, slice: &DeviceSlice, to_device: bool, chunk: usize, times: usize) -> Result<()> {
         assert_eq!(self.len, slice.len(), "both sides have the same length");
         let stream = Stream::new(slice.gpu().clone())?;
+        let _current = stream.gpu.enter()?;
         let driver = &stream.gpu.driver;
         let queue = || -> Result<()> {
             for start in (0..times).flat_map(|_| (0..self.len).step_by(chunk)) {
@@ -120,7 +125,7 @@ impl Drop for HostMemory {
         match &self.owner {
             Owner::Heap(bytes) => debug_assert_eq!(bytes.len(), self.len),
             Owner::Cuda(gpu) => {
-                if gpu.bind().is_ok() {
+                if let Ok(_current) = gpu.enter() {
                     // SAFETY: allocated in `alloc`; `copy` waits for its copies.
                     unsafe { (gpu.driver.mem_free_host)(self.ptr.cast()) };
                 }

@@ -16,7 +16,7 @@ struct Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        if self.gpu.bind().is_ok() {
+        if let Ok(_current) = self.gpu.enter() {
             // SAFETY: allocated in `alloc`; every buffer of it that the engine has holds this value, so no copy is under way.
             unsafe { (self.gpu.driver.mem_free)(self.address) };
         }
@@ -33,11 +33,12 @@ pub struct DeviceSlice {
 
 impl DeviceSlice {
     pub(super) fn alloc(gpu: Arc<Gpu>, len: usize) -> Result<Self> {
-        gpu.bind()?;
+        let current = gpu.enter()?;
         let mut address = 0;
         // SAFETY: writes one address.
         let code = unsafe { (gpu.driver.mem_alloc)(&mut address, len.max(1)) };
         gpu.driver.check("cuMemAlloc", code)?;
+        drop(current);
         Ok(Self { allocation: Arc::new(Allocation { gpu, address }), start: 0, len })
     }
 
@@ -111,7 +112,7 @@ impl DeviceSlice {
     pub fn write(&self, bytes: &[u8]) -> Result<()> {
         assert_eq!(bytes.len(), self.len(), "all of it is written");
         let gpu = self.gpu();
-        gpu.bind()?;
+        let _current = gpu.enter()?;
         // SAFETY: both sides have `len` bytes, and the call returns when they are copied.
         let code = unsafe { (gpu.driver.memcpy_htod)(self.address(), bytes.as_ptr().cast(), bytes.len()) };
         gpu.driver.check("cuMemcpyHtoD", code)
@@ -137,7 +138,7 @@ impl DeviceSlice {
     pub fn read_into(&self, bytes: &mut [u8]) -> Result<()> {
         assert_eq!(bytes.len(), self.len(), "all of it is read");
         let gpu = self.gpu();
-        gpu.bind()?;
+        let _current = gpu.enter()?;
         // SAFETY: as in `write`.
         let code = unsafe { (gpu.driver.memcpy_dtoh)(bytes.as_mut_ptr().cast(), self.address(), bytes.len()) };
         gpu.driver.check("cuMemcpyDtoH", code)

@@ -14,17 +14,18 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(gpu: Arc<Gpu>) -> Result<Self> {
-        gpu.bind()?;
+        let current = gpu.enter()?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: writes one handle.
         let code = unsafe { (gpu.driver.stream_create)(&mut raw, STREAM_NON_BLOCKING) };
         gpu.driver.check("cuStreamCreate", code)?;
+        drop(current);
         Ok(Self { gpu, raw })
     }
 
     /// Waits until everything in it is done.
     pub(super) fn synchronize(&self) -> Result<()> {
-        self.gpu.bind()?;
+        let _current = self.gpu.enter()?;
         // SAFETY: the stream is alive.
         let code = unsafe { (self.gpu.driver.stream_synchronize)(self.raw) };
         self.gpu.driver.check("cuStreamSynchronize", code)
@@ -33,7 +34,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.gpu.bind().is_ok() {
+        if let Ok(_current) = self.gpu.enter() {
             // SAFETY: created in `new`, and dropped once.
             unsafe { (self.gpu.driver.stream_destroy)(self.raw) };
         }
@@ -48,11 +49,12 @@ pub(super) struct Event {
 
 impl Event {
     pub(super) fn new(gpu: Arc<Gpu>) -> Result<Self> {
-        gpu.bind()?;
+        let current = gpu.enter()?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: writes one handle.
         let code = unsafe { (gpu.driver.event_create)(&mut raw, EVENT_DISABLE_TIMING) };
         gpu.driver.check("cuEventCreate", code)?;
+        drop(current);
         Ok(Self { gpu, raw })
     }
 
@@ -75,7 +77,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if self.gpu.bind().is_ok() {
+        if let Ok(_current) = self.gpu.enter() {
             // SAFETY: created in `new`, and dropped once; the driver defers it while the event is waited for.
             unsafe { (self.gpu.driver.event_destroy)(self.raw) };
         }

@@ -87,7 +87,7 @@ pub struct Ended {
     pub result: Result<usize>,
 }
 
-/// A batch of transfers. Dropped only when all that was submitted has ended.
+/// A batch of transfers. Dropped only when all that was submitted has ended; else forgotten.
 pub trait Batch: Send {
     /// Begins transfers, at most as many as it was set up for, when none of the last ones is under way.
     ///
@@ -100,6 +100,12 @@ pub trait Batch: Send {
     /// # Errors
     /// What the library says. It says nothing of the transfers, which are under way as before.
     fn wait(&mut self, ended: &mut Vec<Ended>) -> Result<()>;
+
+    /// Asks that what is under way ends; it has only when [`Batch::wait`] says so.
+    ///
+    /// # Errors
+    /// What the library says.
+    fn cancel(&mut self) -> Result<()>;
 }
 
 /// cuFile's functions for batches; libraries before CUDA 11.6 have none.
@@ -165,8 +171,7 @@ impl Batch for CuBatch {
         let status = unsafe { (self.functions.submit)(self.raw, count, self.params.as_mut_ptr().cast(), 0) };
         if let Err(error) = status.check("cuFileBatchIOSubmit") {
             // Whatever it has begun is not to go on.
-            // SAFETY: the batch is alive.
-            unsafe { (self.functions.cancel)(self.raw) };
+            let _ = self.cancel();
             return Err(error);
         }
         self.under_way.extend(entries.iter().map(|entry| entry.token));
@@ -190,6 +195,11 @@ impl Batch for CuBatch {
             }
         }
         Ok(())
+    }
+
+    fn cancel(&mut self) -> Result<()> {
+        // SAFETY: the batch is alive.
+        unsafe { (self.functions.cancel)(self.raw) }.check("cuFileBatchIOCancel")
     }
 }
 

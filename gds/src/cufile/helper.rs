@@ -77,6 +77,7 @@ impl Trial {
         let options =
             CudaOptions { libcuda: self.libcuda, libcufile: self.libcufile.clone(), ..CudaOptions::default() };
         let device = CudaDevice::open(self.gpu, options)?;
+        device.bind_thread()?;
         let mode = Mode::Direct { by_p2pdma: self.by_p2pdma, in_batches: true };
         let cufile = CuFile::open(self.libcufile.as_deref(), mode)?;
         let content: Vec<u8> = (0..TRIAL_BYTES as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

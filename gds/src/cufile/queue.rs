@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use saltern::device::{CopyDone, DeviceError, DirectOp};
@@ -19,7 +20,7 @@ use saltern::device::{CopyDone, DeviceError, DirectOp};
 use super::batch::BATCH_MAX;
 use super::library::{FileHandle, FileIo};
 use super::slab::Slabs;
-use super::threads::{Job, work};
+use super::threads::{BATCH_DEADLINE, Job, work};
 use crate::cuda::Gpu;
 use crate::error::{GdsError, Result};
 
@@ -65,7 +66,15 @@ pub(crate) struct DirectQueue {
 
 impl DirectQueue {
     /// Starts the threads; `gpu`'s context is current on them, and has to be here.
-    pub(crate) fn new(io: Arc<dyn FileIo>, gpu: Option<Arc<Gpu>>, slabs: Arc<Slabs>) -> Result<Self> {
+    ///
+    /// `deadline`: how long a batch may go on without that a transfer ends; [`BATCH_DEADLINE`] unless it says otherwise.
+    pub(crate) fn new(
+        io: Arc<dyn FileIo>,
+        gpu: Option<Arc<Gpu>>,
+        slabs: Arc<Slabs>,
+        deadline: Option<Duration>,
+    ) -> Result<Self> {
+        let deadline = deadline.unwrap_or(BATCH_DEADLINE);
         let batches: Result<Vec<_>> = (0..BATCH_THREADS).map(|_| io.batch(BATCH_MAX)).collect();
         let (batches, limit) = match batches {
             Ok(batches) => (batches.into_iter().map(Some).collect(), BATCH_LIMIT),
@@ -80,7 +89,7 @@ impl DirectQueue {
         let mut queue = Self { io, slabs, files, jobs: Some(jobs), done, refused, threads, limit };
         for (number, batch) in batches.into_iter().enumerate() {
             let (receiver, sender, gpu) = (receiver.clone(), sender.clone(), gpu.clone());
-            let work = move || work(&receiver, &sender, gpu.as_deref(), batch);
+            let work = move || work(&receiver, &sender, gpu.as_deref(), batch, deadline);
             let thread = std::thread::Builder::new().name(format!("saltern-cufile-{number}")).spawn(work);
             let thread = thread.map_err(|error| GdsError::Io {
                 op: "spawn",
@@ -107,14 +116,14 @@ impl DirectQueue {
         let DirectOp { direction, fd, offset, range, token } = op;
         let file = match self.file(&fd) {
             Ok(file) => file,
-            Err(error) => return self.refused.push(CopyDone { token, result: Err(error.into()) }),
+            Err(error) => return self.refused.push(CopyDone::new(token, Err(error.into()))),
         };
         let (memory, slab) = self.slabs.find(range);
         let job = Job { file, direction, offset, memory, _slab: slab, token };
         let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
         if !sent {
             let error = DeviceError::new("cuFile", "its threads have ended");
-            self.refused.push(CopyDone { token, result: Err(error) });
+            self.refused.push(CopyDone::new(token, Err(error)));
         }
     }
 
@@ -235,6 +244,10 @@ mod tests {
             }
             Ok(())
         }
+
+        fn cancel(&mut self) -> Result<()> {
+            Err(GdsError::NoCuFile("no test cancels this one".into()))
+        }
     }
 
     impl FileIo for Fake {
@@ -306,7 +319,7 @@ mod tests {
     #[test]
     fn short_transfers_go_on_and_failures_are_told() {
         let fake = Arc::new(Fake { most: 4096, ..Fake::default() });
-        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default()).unwrap();
+        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default(), None).unwrap();
         let fd = file();
         queue.submit(op(&fd, 1 << 20, 0));
         assert_eq!(wait(&mut queue, 1)[0].result, Ok(()));
@@ -329,7 +342,7 @@ mod tests {
     #[test]
     fn a_file_that_is_too_short_is_an_error() {
         let fake = Arc::new(Fake { most: 1 << 20, ends_at: Some(9000), ..Fake::default() });
-        let mut queue = DirectQueue::new(fake, None, Arc::default()).unwrap();
+        let mut queue = DirectQueue::new(fake, None, Arc::default(), None).unwrap();
         queue.submit(op(&file(), 0, 7));
         let done = wait(&mut queue, 1);
         assert!(done[0].result.as_ref().unwrap_err().reason.contains("5096 bytes too early"), "{done:?}");
@@ -338,7 +351,7 @@ mod tests {
     #[test]
     fn files_are_registered_once_and_forgotten_with_the_engines_descriptor() {
         let fake = Arc::new(Fake { most: 1 << 20, ..Fake::default() });
-        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default()).unwrap();
+        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default(), None).unwrap();
         let (first, second) = (file(), file());
         for token in 0..4 {
             queue.submit(op(&first, 0, token));
@@ -371,7 +384,7 @@ mod tests {
         let batches = Arc::new(Batches::default());
         batches.silent_looks.store(3, Ordering::Relaxed);
         let fake = Arc::new(Fake { most: 4096, batches: Some(batches.clone()), ..Fake::default() });
-        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default()).unwrap();
+        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default(), None).unwrap();
         assert_eq!(queue.limit(), BATCH_LIMIT);
         let addresses: Vec<u64> = (0..BATCH_LIMIT as u64).map(|at| if at % 10 == 9 { 5 } else { at << 20 }).collect();
         let done = together(&fake, &batches, &mut queue, &addresses);
@@ -395,7 +408,7 @@ mod tests {
         let batches = Arc::new(Batches::default());
         batches.refuses.store(true, Ordering::Relaxed);
         let fake = Arc::new(Fake { most: 1 << 20, batches: Some(batches.clone()), ..Fake::default() });
-        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default()).unwrap();
+        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default(), None).unwrap();
         let addresses: Vec<u64> = (1..=BATCH_LIMIT as u64).map(|at| at << 20).collect();
         let done = together(&fake, &batches, &mut queue, &addresses);
         assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
@@ -405,7 +418,7 @@ mod tests {
     #[test]
     fn a_file_that_is_not_direct_is_asked_about_once() {
         let fake = Arc::new(Fake { most: 1 << 20, refuses_odd_files: true, ..Fake::default() });
-        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default()).unwrap();
+        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default(), None).unwrap();
         let (good, bad) = (file(), file());
         for _ in 0..3 {
             queue.admit(&good).unwrap();
@@ -421,7 +434,7 @@ mod tests {
         let slabs = Arc::new(Slabs::default());
         let owner = Arc::new(());
         let slab = slabs.add(DeviceRange { address: 1 << 20, len: 1 << 20 }, Some(owner.clone()));
-        let mut queue = DirectQueue::new(fake.clone(), None, slabs.clone()).unwrap();
+        let mut queue = DirectQueue::new(fake.clone(), None, slabs.clone(), None).unwrap();
         let fd = file();
         let run = |queue: &mut DirectQueue, address| {
             queue.submit(op(&fd, address, 0));

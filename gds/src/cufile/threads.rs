@@ -2,7 +2,7 @@
 //! [`BATCH_MAX`] at once, and answers each when it has ended; else it makes one call after the other.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
 use saltern::device::{CopyDone, DeviceError, Direction};
@@ -16,6 +16,13 @@ use crate::error::{GdsError, Result};
 
 /// How long a thread rests when cuFile does not say how its batch is.
 const REST: Duration = Duration::from_millis(10);
+
+/// How long a batch may go on without that one of its transfers ends; then it is cancelled. Longer than any drive takes for
+/// [`BATCH_MAX`] chunks, errors that it corrects itself included.
+pub(super) const BATCH_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a batch that was cancelled may go on without it, as a part of its deadline; then it is given up.
+const CANCEL_SHARE: u32 = 4;
 
 /// A transfer.
 pub(super) struct Job {
@@ -34,11 +41,12 @@ struct Held<'a> {
     job: Option<Job>,
     token: usize,
     result: Option<Result<(), DeviceError>>,
+    is_lost: bool,
 }
 
 impl<'a> Held<'a> {
     fn new(done: &'a Sender<CopyDone>, job: Job) -> Self {
-        Self { done, token: job.token, job: Some(job), result: None }
+        Self { done, token: job.token, job: Some(job), result: None, is_lost: false }
     }
 
     fn job(&self) -> &Job {
@@ -48,6 +56,13 @@ impl<'a> Held<'a> {
     fn answer(mut self, result: Result<()>) {
         self.result = Some(result.map_err(DeviceError::from));
     }
+
+    /// cuFile may still be at work on it: the file stays open and registered, and so does the slab, for good.
+    fn give_up(mut self, error: GdsError) {
+        std::mem::forget(self.job.take());
+        self.is_lost = true;
+        self.answer(Err(error));
+    }
 }
 
 impl Drop for Held<'_> {
@@ -55,7 +70,7 @@ impl Drop for Held<'_> {
         // The file is let go of before the answer: who has it may close the queue.
         self.job = None;
         let result = self.result.take().unwrap_or_else(|| Err(DeviceError::new("cuFile", "its thread panicked")));
-        let _ = self.done.send(CopyDone { token: self.token, result });
+        let _ = self.done.send(CopyDone { token: self.token, result, is_lost: self.is_lost });
     }
 }
 
@@ -65,6 +80,7 @@ pub(super) fn work(
     done: &Sender<CopyDone>,
     gpu: Option<&Gpu>,
     mut batch: Option<Box<dyn Batch>>,
+    deadline: Duration,
 ) {
     let bound = gpu.map_or(Ok(()), Gpu::bind);
     for job in jobs {
@@ -77,10 +93,19 @@ pub(super) fn work(
         if batch.is_some() {
             held.extend(jobs.try_iter().take(BATCH_MAX - 1).map(|job| Some(Held::new(done, job))));
         }
-        let together = batch.as_mut().filter(|_| held.len() > 1).map(|batch| move_together(&mut **batch, &mut held));
-        if let Some(Err(error)) = together {
-            tracing::warn!(%error, "cuFile takes no batches: its calls are made one by one");
-            batch = None;
+        let together =
+            batch.as_mut().filter(|_| held.len() > 1).map(|batch| move_together(&mut **batch, &mut held, deadline));
+        match together {
+            Some(End::Unfit(error)) => {
+                tracing::warn!(%error, "cuFile's batches are not used any more: its calls are made one by one");
+                batch = None;
+            }
+            Some(End::Lost(error)) => {
+                tracing::error!(%error, "a batch was given up: its memory and files are never used again");
+                // The library may still write to it.
+                std::mem::forget(batch.take());
+            }
+            Some(End::Whole) | None => {}
         }
         for held in held.into_iter().flatten() {
             let result = transfer(held.job(), 0);
@@ -89,26 +114,50 @@ pub(super) fn work(
     }
 }
 
+/// How a batch has ended. After the last two it is not to be used any more.
+enum End {
+    /// Each has its answer.
+    Whole,
+    /// It was not taken, or had to be cancelled: what is still held has to be moved one by one.
+    Unfit(GdsError),
+    /// Transfers went on past the deadline, also after they were cancelled; each has its answer.
+    Lost(GdsError),
+}
+
 /// Moves jobs in one batch; those that stay in `held` have to be moved one by one.
-///
-/// # Errors
-/// The batch was not taken, and is not to be used any more.
-fn move_together(batch: &mut dyn Batch, held: &mut [Option<Held<'_>>]) -> Result<()> {
+fn move_together(batch: &mut dyn Batch, held: &mut [Option<Held<'_>>], deadline: Duration) -> End {
     let entries = held.iter().enumerate().filter_map(|(token, held)| {
         let Job { file, direction, offset, memory, .. } = held.as_ref()?.job();
         Some(Entry { direction: *direction, file: file.handle, offset: *offset, memory: *memory, token })
     });
     let entries: Vec<_> = entries.collect();
-    batch.submit(&entries)?;
-    let (mut left, mut ended, mut is_told) = (entries.len(), Vec::new(), false);
-    let mut short = Vec::new();
+    if let Err(error) = batch.submit(&entries) {
+        return End::Unfit(error);
+    }
+    let (mut left, mut ended, mut silent) = (entries.len(), Vec::new(), None);
+    let (mut short, mut end) = (Vec::new(), End::Whole);
+    let (mut moved, mut patience, mut is_cancelled) = (Instant::now(), deadline, false);
     while left > 0 {
         if let Err(error) = batch.wait(&mut ended) {
             // Nothing is known of what is under way, so its memory has to stay.
-            if !std::mem::replace(&mut is_told, true) {
+            if silent.is_none() {
                 tracing::error!(%error, "cuFile does not say how a batch is");
             }
+            silent = Some(error);
             std::thread::sleep(REST);
+        }
+        if !ended.is_empty() {
+            moved = Instant::now();
+        } else if moved.elapsed() > patience && is_cancelled {
+            let error = stuck(deadline, silent);
+            held.iter_mut().filter_map(Option::take).for_each(|held| held.give_up(error.clone()));
+            end = End::Lost(error);
+            break;
+        } else if moved.elapsed() > patience {
+            let cancelled = batch.cancel();
+            tracing::error!(?cancelled, left, "a batch of cuFile's does not end, and was cancelled");
+            (is_cancelled, moved, patience) = (true, Instant::now(), deadline / CANCEL_SHARE);
+            end = End::Unfit(stuck(deadline, silent.clone()));
         }
         for Ended { token, result } in ended.drain(..) {
             left -= 1;
@@ -124,7 +173,17 @@ fn move_together(batch: &mut dyn Batch, held: &mut [Option<Held<'_>>]) -> Result
         let result = transfer(held.job(), moved);
         held.answer(result);
     }
-    Ok(())
+    end
+}
+
+/// Why a batch was given up.
+fn stuck(deadline: Duration, silent: Option<GdsError>) -> GdsError {
+    let last = silent.map_or_else(|| "nothing".to_owned(), |error| error.to_string());
+    let seconds = deadline.as_secs_f64();
+    let meaning = format!(
+        "none of a batch's transfers ended for {seconds} s, and it was cancelled; what it said last: {last}. Look at `dmesg`"
+    );
+    GdsError::CuFile { call: "cuFileBatchIOGetStatus", code: 0, meaning }
 }
 
 /// The rest of a job, from `moved` on; cuFile may move less than it was asked for.

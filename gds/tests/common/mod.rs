@@ -39,6 +39,12 @@ impl Fakes {
         self.0.path().join(format!("lib{name}.so"))
     }
 
+    /// Loads one before anybody else does, and keeps it.
+    pub(crate) fn load(&self, name: &str) {
+        // SAFETY: a library of this crate, whose loading does nothing.
+        std::mem::forget(unsafe { libloading::Library::new(self.path(name)).expect("it was built") });
+    }
+
     /// One of the counts that the software driver keeps.
     pub(crate) fn count(&self, name: &str, symbol: &str) -> i32 {
         // SAFETY: a library of this crate, loaded before; its counts are functions without arguments.

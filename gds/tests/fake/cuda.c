@@ -25,7 +25,10 @@ typedef struct op { struct op *next; void *to; const void *from; size_t len; eve
 struct stream { op *first, **last; };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static _Thread_local int bound;
+// Contexts of a thread, the current one on top: 0 is none, `foreign` that of somebody else in this process.
+static _Thread_local void *current[16];
+static _Thread_local int top;
+static int foreign;
 static int context, retained, registered, allocated, copies, batches;
 // While set, the work on the default streams, which is the caller's, does not end. While stalled, nothing that was queued goes on.
 static int held, stalled;
@@ -39,6 +42,9 @@ int fake_copied(void) { return copies; }
 int fake_hold(void) { return held = 1; }
 int fake_release(void) { return held = 0; }
 int fake_stall(void) { return stalled = 1; }
+// Another GPU's context, which whoever calls this has made current on its thread; and whether it still is.
+int fake_use_foreign(void) { current[top = 0] = &foreign; return 0; }
+int fake_is_foreign(void) { return top == 0 && current[0] == &foreign; }
 
 static void push(stream *s, op o) {
     op *added = malloc(sizeof *added);
@@ -67,7 +73,7 @@ static void run(stream *s, size_t most) {
     }
 }
 
-#define ENTER if (!bound) return 201; pthread_mutex_lock(&lock);
+#define ENTER if (current[top] != &context) return 201; pthread_mutex_lock(&lock);
 #define LEAVE(code) { int result = (code); pthread_mutex_unlock(&lock); return result; }
 
 int cuInit(unsigned flags) { return DEVICES ? SUCCESS : NO_DEVICE; }
@@ -84,7 +90,17 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = 1ul << 30; return 
 int cuDeviceGetPCIBusId(char *id, int len, int device) { snprintf(id, len, "0000:3B:00.0"); return SUCCESS; }
 int cuDevicePrimaryCtxRetain(void **out, int device) { retained++; *out = &context; return SUCCESS; }
 int cuDevicePrimaryCtxRelease_v2(int device) { retained--; return SUCCESS; }
-int cuCtxSetCurrent(void *to) { bound = to == &context; return SUCCESS; }
+int cuCtxSetCurrent(void *to) { current[top] = to; return SUCCESS; }
+int cuCtxPushCurrent_v2(void *to) {
+    if (!to || top == 15) return INVALID_VALUE;
+    current[++top] = to;
+    return SUCCESS;
+}
+int cuCtxPopCurrent_v2(void **from) {
+    if (!top) return 201;
+    *from = current[top--];
+    return SUCCESS;
+}
 int cuMemAlloc_v2(unsigned long *address, size_t len) {
     ENTER void *memory = NULL;
     if (posix_memalign(&memory, 4096, len)) LEAVE(OUT_OF_MEMORY)

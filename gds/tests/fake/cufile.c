@@ -48,13 +48,16 @@ int fake_compat(void) { return compat_forced; }
 int fake_p2pdma(void) { return p2pdma; }
 
 // Each third file is not direct; each third call fails; each third transfer of a batch fails; each second look at a batch says nothing; no
-// batch is taken.
-static bool bad_files, bad_calls, bad_transfers, bad_looks, bad_batches;
+// batch is taken; no look says anything, and nothing can be cancelled; batches do nothing before they are cancelled.
+static bool bad_files, bad_calls, bad_transfers, bad_looks, bad_batches, silent, idle;
 int fake_trouble_files(void) { return bad_files = true; }
 int fake_trouble_calls(void) { return bad_calls = true; }
 int fake_trouble_transfers(void) { return bad_transfers = true; }
 int fake_trouble_looks(void) { return bad_looks = true; }
 int fake_trouble_batches(void) { return bad_batches = true; }
+int fake_trouble_silent(void) { return silent = true; }
+int fake_trouble_idle(void) { return idle = true; }
+int fake_trouble_ends(void) { return silent = idle = false; }
 
 static void stop(const char *why) {
     fprintf(stderr, "cuFile of software: %s\n", why);
@@ -175,11 +178,26 @@ ssize_t cuFileRead(void *handle, void *base, size_t size, off_t offset, off_t at
 ssize_t cuFileWrite(void *handle, const void *base, size_t size, off_t offset, off_t at) { return call(true, handle, (char *)base, size, offset, at); }
 
 #ifndef NO_BATCH
-enum { WAITING = 1, COMPLETE = 16, FAILED = 64, ROOM = 128 };
+enum { WAITING = 1, CANCELED = 8, COMPLETE = 16, FAILED = 64, ROOM = 128 };
 struct params { int mode; struct { void *base; off_t file_offset, offset; size_t size; } batch; void *file; int opcode; void *cookie; };
 struct event { void *cookie; int status; size_t moved; };
 _Static_assert(sizeof(struct params) == 64 && sizeof(struct event) == 24, "as in cufile.h");
 struct batch { unsigned room, left; struct params *todo[ROOM]; bool cancelled; };
+static struct batch *last[FILES];
+static int batches_seen;
+
+// What was left of all batches is done after all, as by a drive that comes back: how many transfers that were. Who has freed memory, or
+// given a file back, is found.
+int fake_late(void) {
+    int count = 0;
+    for (int i = 0; i < batches_seen; i++)
+        while (last[i] && last[i]->left) {
+            struct params *p = last[i]->todo[--last[i]->left];
+            if (move(p->opcode, p->file, p->batch.base, p->batch.size, p->batch.file_offset, p->batch.offset) < 0) stop("too late");
+            count++;
+        }
+    return count;
+}
 
 status cuFileBatchIOSetUp(void **out, unsigned room) {
 #ifdef BATCH_SETUP_FAILS
@@ -190,6 +208,9 @@ status cuFileBatchIOSetUp(void **out, unsigned room) {
     if (!room || room > 64) return NO(BAD_VALUE);
     struct batch *b = calloc(1, sizeof *b);
     b->room = room;
+    pthread_mutex_lock(&lock);
+    if (batches_seen < FILES) last[batches_seen++] = b;
+    pthread_mutex_unlock(&lock);
     __sync_add_and_fetch(&batches_alive, 1);
     *out = b;
     return OK;
@@ -204,6 +225,7 @@ status cuFileBatchIOSubmit(void *handle, unsigned count, struct params *params, 
 #endif
     if (bad_batches) return NO(5030);
     if (b->left) stop("a batch was submitted while the last one was under way");
+    if (b->cancelled) stop("a batch was used again after it was cancelled");
     if (!count || count > b->room || flags) return NO(BAD_VALUE);
     for (unsigned i = 0; i < count; i++) {
         if (params[i].mode != 1 || (params[i].opcode != 0 && params[i].opcode != 1)) return NO(BAD_VALUE);
@@ -222,13 +244,18 @@ status cuFileBatchIOGetStatus(void *handle, unsigned least, unsigned *count, str
     *count = 0;
     if (!room || !timeout || least > room) return NO(BAD_VALUE);
     int look = __sync_add_and_fetch(&looks, 1);
-    if (bad_looks && look % 2) return NO(5030);
+    if (silent || (bad_looks && look % 2)) return NO(5030);
+    if (idle && !b->cancelled) return OK;
     // Now and then one that is still waiting, and what was told before, as a careless library might.
     while (b->left && given < room && given < 3) {
         struct params *p = b->todo[--b->left];
         struct event *e = &events[given++];
         int transfer = __sync_add_and_fetch(&batch_transfers, 1);
         *e = (struct event){ .cookie = p->cookie, .status = COMPLETE };
+        if (b->cancelled) {
+            e->status = CANCELED;
+            continue;
+        }
         if (bad_transfers && transfer % 3 == 0) {
             e->status = FAILED, e->moved = (size_t)-EIO;
             continue;
@@ -244,7 +271,8 @@ status cuFileBatchIOGetStatus(void *handle, unsigned least, unsigned *count, str
 }
 status cuFileBatchIOCancel(void *handle) {
     struct batch *b = handle;
-    b->left = 0;
+    if (silent) return NO(5030);
+    // A look tells how each has ended.
     b->cancelled = true;
     return OK;
 }
@@ -252,6 +280,10 @@ void cuFileBatchIODestroy(void *handle) {
     struct batch *b = handle;
     if (b->left) stop("a batch was destroyed with transfers under way");
     __sync_sub_and_fetch(&batches_alive, 1);
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < batches_seen; i++)
+        if (last[i] == b) last[i] = NULL;
+    pthread_mutex_unlock(&lock);
     free(b);
 }
 #endif

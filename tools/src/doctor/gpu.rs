@@ -1,12 +1,13 @@
-//! GPUs: the driver, cuFile, how far the disk is from each, and what an engine would use.
+//! GPUs: the driver, cuFile, how far each volume's disk is from each of them, and what an engine would use between the two.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use saltern::device::{Device, Route, RouteChoice};
 use saltern_gds::machine::Machine;
 use saltern_gds::{CudaDevice, CudaOptions, Driver, GdsError, GpuInfo, Prober};
 
-use super::{Check, Status};
+use super::{Check, Status, of_volume};
 use crate::human;
 
 const DRIVER: &str = "CUDA driver";
@@ -16,7 +17,7 @@ const CUFILE: &str = "cuFile";
 const GPUS_MAX: u32 = 16;
 
 /// Nothing here stops an engine: without a GPU there is nothing to do about it.
-pub(super) fn checks(dir: &Path, quick: bool) -> Vec<Check> {
+pub(super) fn checks(dirs: &[PathBuf], quick: bool) -> Vec<Check> {
     let driver = match Driver::load(CudaOptions::from_env().libcuda.as_deref()) {
         Ok(driver) => driver,
         // Most machines that run this have none, and need none.
@@ -34,10 +35,13 @@ pub(super) fn checks(dir: &Path, quick: bool) -> Vec<Check> {
     let mut checks = vec![Check::ok(DRIVER, format!("CUDA {}.{}{kernel}", version / 1000, version % 1000 / 10))];
     checks.push(cufile());
     for ordinal in 0..driver.device_count().unwrap_or(0).min(GPUS_MAX) {
-        checks.push(match CudaDevice::info_of(&driver, ordinal) {
-            Ok(info) => gpu(&driver, info, &machine, dir, quick),
-            Err(error) => Check::new(Status::Note, "GPU", error.to_string(), "see `nvidia-smi`"),
-        });
+        match CudaDevice::info_of(&driver, ordinal) {
+            // A line for each volume: the disk's place, and the way to it, are each one's own.
+            Ok(info) => checks.extend(
+                dirs.iter().flat_map(|dir| of_volume(dirs, dir, vec![gpu(&driver, &info, &machine, dir, quick)])),
+            ),
+            Err(error) => checks.push(Check::new(Status::Note, "GPU", error.to_string(), "see `nvidia-smi`")),
+        }
     }
     checks
 }
@@ -58,7 +62,7 @@ fn cufile() -> Check {
     }
 }
 
-fn gpu(driver: &std::sync::Arc<Driver>, info: GpuInfo, machine: &Machine, dir: &Path, quick: bool) -> Check {
+fn gpu(driver: &Arc<Driver>, info: &GpuInfo, machine: &Machine, dir: &Path, quick: bool) -> Check {
     let name = format!("{}: {}, {}", info.ordinal, info.name, human::size(info.memory_bytes));
     let (disk, gpu) =
         (machine.disk_node(dir), machine.pci_node(&info.pci).or(Some(info.numa_node).filter(|node| *node >= 0)));
@@ -73,7 +77,7 @@ fn gpu(driver: &std::sync::Arc<Driver>, info: GpuInfo, machine: &Machine, dir: &
         _ => "NUMA unknown".to_owned(),
     };
     let is_far = disk.zip(gpu).is_some_and(|(disk, gpu)| disk != gpu);
-    let route = if quick { None } else { Some(route(driver, &info, dir)) };
+    let route = if quick { None } else { Some(route(driver, info, dir)) };
     let used = match &route {
         None => "not probed".to_owned(),
         Some(Ok(Route::Direct { by })) => format!("would use {by}"),
@@ -91,7 +95,7 @@ fn gpu(driver: &std::sync::Arc<Driver>, info: GpuInfo, machine: &Machine, dir: &
     }
 }
 
-fn route(driver: &std::sync::Arc<Driver>, info: &GpuInfo, dir: &Path) -> Result<Route, String> {
+fn route(driver: &Arc<Driver>, info: &GpuInfo, dir: &Path) -> Result<Route, String> {
     let mut options = CudaOptions::from_env();
     options.helper = options.helper.or(std::env::current_exe().ok());
     let device = CudaDevice::with_driver(driver.clone(), info.ordinal, options).map_err(|error| error.to_string())?;

@@ -6,7 +6,7 @@ mod gpu;
 mod shards;
 mod system;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -27,11 +27,11 @@ The number of shards is measured: for about two seconds 64 MiB of objects are st
 saltern-bench-XXXXXX, which is removed. Twice the shards have to gain a tenth to be recommended.
 
 Exit codes: 0 an engine works here (warnings say what makes it slow); 1 the directory cannot be read; 2 wrong usage; \
-3 an engine does not work here.")]
+3 an engine does not work here. Of several directories the number of shards is measured in the first.")]
 pub(crate) struct Args {
-    /// The directory that an engine is to use
-    #[arg(default_value = ".")]
-    dir: PathBuf,
+    /// The directories that an engine is to use, one for each volume
+    #[arg(default_value = ".", value_name = "DIR")]
+    dirs: Vec<PathBuf>,
     /// Do not measure: the number of shards is guessed from the CPUs
     #[arg(long)]
     quick: bool,
@@ -98,7 +98,9 @@ impl Check {
 #[derive(Debug, Serialize)]
 struct Diagnosis {
     schema: u32,
+    /// The first of them.
     dir: String,
+    dirs: Vec<String>,
     /// The worst of the checks.
     status: Status,
     recommended: Recommendation,
@@ -106,27 +108,41 @@ struct Diagnosis {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome, Failure> {
-    let dir = args.dir.canonicalize().map_err(|error| Failure::directory(&args.dir, &error))?;
-    std::fs::read_dir(&dir).map_err(|error| Failure::directory(&dir, &error))?;
+    let open = |dir: &PathBuf| {
+        let dir = dir.canonicalize().map_err(|error| Failure::directory(dir, &error))?;
+        std::fs::read_dir(&dir).map_err(|error| Failure::directory(&dir, &error))?;
+        Ok(dir)
+    };
+    let dirs = args.dirs.iter().map(open).collect::<Result<Vec<_>, Failure>>()?;
     let mut checks = system::checks();
-    checks.extend(disk::checks(&dir));
+    checks.extend(dirs.iter().flat_map(|dir| of_volume(&dirs, dir, disk::checks(dir))));
     // Where an engine does not work, nothing can be measured.
     let works = checks.iter().all(|check| check.status != Status::Fail);
-    let (recommended, more) = shards::recommend(&dir, works && !args.quick, &*cancel_flag()?)?;
+    let (recommended, more) = shards::recommend(&dirs[0], works && !args.quick, &*cancel_flag()?)?;
     checks.extend(more);
-    checks.extend(gpu::checks(&dir, args.quick));
+    checks.extend(gpu::checks(&dirs, args.quick));
     checks.push(would_use(&checks, recommended.shards));
     let status = checks.iter().map(|check| check.status).max().unwrap_or(Status::Ok);
-    let diagnosis = Diagnosis { schema: 1, dir: dir.display().to_string(), status, recommended, checks };
+    let names: Vec<_> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+    let diagnosis = Diagnosis { schema: 1, dir: names[0].clone(), dirs: names, status, recommended, checks };
     args.json.finish(&diagnosis, || render(&diagnosis))?;
     Ok(if status == Status::Fail { Outcome::Problems } else { Outcome::Clean })
+}
+
+/// Of several volumes each check says which it is of.
+fn of_volume(dirs: &[PathBuf], dir: &Path, mut checks: Vec<Check>) -> Vec<Check> {
+    if dirs.len() > 1 {
+        checks.iter_mut().for_each(|check| check.value = format!("{}: {}", dir.display(), check.value));
+    }
+    checks
 }
 
 /// What all of this comes to.
 fn would_use(checks: &[Check], shards: usize) -> Check {
     const ITEM: &str = "engine";
-    let find = |item| checks.iter().find(|check| check.item == item);
-    let is_good = |item| find(item).is_some_and(|check| check.status <= Status::Note);
+    // Of all volumes.
+    let worst = |item| checks.iter().filter(|check| check.item == item).map(|check| check.status).max();
+    let is_good = |item| worst(item).is_some_and(|status| status <= Status::Note);
     if checks.iter().any(|check| check.status == Status::Fail) {
         return Check::new(Status::Fail, ITEM, "would not start", "see the lines marked `fail`");
     }
@@ -139,7 +155,7 @@ fn render(diagnosis: &Diagnosis) -> String {
     let with_color = stdout_wants_color();
     let items = diagnosis.checks.iter().map(|check| check.item.len()).max().unwrap_or(0);
     let indent = 4 + 2 + items + 2;
-    let mut out = format!("{}\n", human::printable(&diagnosis.dir));
+    let mut out = diagnosis.dirs.iter().map(|dir| format!("{}\n", human::printable(dir))).collect::<String>();
     for Check { status, item, value, advice } in &diagnosis.checks {
         let word = format!("{:<4}", status.word());
         let word = if with_color { format!("\x1b[{}m{word}\x1b[0m", status.color()) } else { word };

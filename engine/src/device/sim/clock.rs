@@ -27,6 +27,11 @@ impl Clock {
         Self(Arc::new(Kind::Wall(Instant::now())))
     }
 
+    /// Whether it goes by itself.
+    pub(super) fn is_wall(&self) -> bool {
+        matches!(&*self.0, Kind::Wall(_))
+    }
+
     /// What it shows, in nanoseconds.
     pub fn now_ns(&self) -> u64 {
         match &*self.0 {

@@ -1,56 +1,72 @@
-//! The software device's copies: two queues in virtual time.
+//! The software device's copies, of one shard: in virtual time made here, when their time has come; on the wall's clock made by the
+//! device's engines, and reported from here.
 
-use std::collections::VecDeque;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Shared, SimFence};
-use crate::device::{CopyDone, CopyEngine, DeviceCopy, DeviceError, DirectOp, Direction, Fence, Place};
+use crossbeam::channel::{Receiver, Sender, unbounded};
 
-/// Most direct transfers under way.
-const DIRECT_LIMIT: usize = 8;
+use super::engines::{DIRECT_LIMIT, Ended, Engines, Task};
+use super::job::Job;
+use super::{Shared, SimFence};
+use crate::device::{CopyDone, CopyEngine, DeviceCopy, DeviceError, DirectOp, Direction, Fence};
+use crate::mem::Loan;
 
 /// What is queued.
-enum Work {
-    Copy(DeviceCopy),
-    Direct(DirectOp),
-}
-
-impl Work {
-    fn parts(&self) -> (Direction, usize, usize) {
-        match self {
-            Self::Copy(copy) => (copy.direction, copy.host.len(), copy.token),
-            Self::Direct(op) => (op.direction, op.range.len, op.token),
-        }
-    }
-}
-
 struct Queued {
-    work: Work,
+    job: Job,
+    token: usize,
     submitted_ns: u64,
     /// When it ends; known when its turn has come.
     ends_ns: Option<u64>,
     fails: bool,
 }
 
+/// What stays until a copy is reported.
+struct Held {
+    // Dropped first: it waits for who has the memory.
+    _loans: Vec<Loan>,
+    _fd: Option<Rc<OwnedFd>>,
+}
+
 /// See the module.
 pub(super) struct SimCopier {
-    shared: Arc<Shared>,
+    // What is still queued is dropped before what it was lent.
     queues: [VecDeque<Queued>; 2],
     /// Submitted, and not flushed yet.
-    held: Vec<Queued>,
+    submitted: Vec<Queued>,
+    held: HashMap<usize, Held>,
+    shared: Arc<Shared>,
+    engines: Option<Arc<Engines>>,
+    /// What the engines have been handed, and what has come from them.
+    handed: usize,
+    done: (Sender<Ended>, Receiver<Ended>),
+    /// Moved, before the time at which they end.
+    early: Vec<Ended>,
     /// Ended, and not reported yet.
     ended: Vec<CopyDone>,
     random: u64,
 }
 
 impl SimCopier {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, engines: Option<Arc<Engines>>) -> Self {
         let number = shared.copiers.fetch_add(1, Ordering::Relaxed);
         let random = shared.options.seed ^ number.wrapping_mul(0x2545_f491_4f6c_dd1d);
-        Self { shared, queues: Default::default(), held: Vec::new(), ended: Vec::new(), random }
+        Self {
+            queues: Default::default(),
+            submitted: Vec::new(),
+            held: HashMap::new(),
+            shared,
+            engines,
+            handed: 0,
+            done: unbounded(),
+            early: Vec::new(),
+            ended: Vec::new(),
+            random,
+        }
     }
 
     /// SplitMix64, as far as 0..below.
@@ -62,96 +78,48 @@ impl SimCopier {
         (x ^ (x >> 31)) % below
     }
 
-    fn queue(&mut self, work: Work) {
+    fn queue(&mut self, job: Job, token: usize, held: Held) {
         let one_in = self.shared.options.fail_one_in;
         let fails = one_in > 0 && self.random(one_in.into()) == 0;
         let submitted_ns = self.shared.clock.now_ns();
-        self.held.push(Queued { work, submitted_ns, ends_ns: None, fails });
+        self.held.insert(token, held);
+        self.submitted.push(Queued { job, token, submitted_ns, ends_ns: None, fails });
+    }
+
+    fn end(&mut self, token: usize, result: Result<(), DeviceError>) {
+        self.held.remove(&token);
+        self.shared.count(result.is_err());
+        self.ended.push(CopyDone::new(token, result));
     }
 
     /// Ends everything of one direction whose time has come.
     fn advance(&mut self, direction: usize, now: u64) {
         while let Some(first) = self.queues[direction].front_mut() {
-            let (way, bytes, token) = first.work.parts();
             let ends = match first.ends_ns {
                 Some(ends) => ends,
                 None => {
-                    let ends = self.shared.book(way, first.submitted_ns, bytes);
+                    let ends = self.shared.book(first.job.direction, first.submitted_ns, first.job.bytes);
                     *first.ends_ns.insert(ends)
                 }
             };
             if ends > now {
                 return;
             }
-            let Some(Queued { work, fails, .. }) = self.queues[direction].pop_front() else { return };
-            let result = self.perform(work, fails);
-            self.shared.copies.fetch_add(1, Ordering::Relaxed);
-            self.shared.failures.fetch_add(u64::from(result.is_err()), Ordering::Relaxed);
-            self.ended.push(CopyDone { token, result });
+            let Some(Queued { job, token, fails, .. }) = self.queues[direction].pop_front() else { return };
+            let result = self.shared.perform(job, fails);
+            self.end(token, result);
         }
     }
 
-    /// Moves the bytes, or half of them.
-    fn perform(&self, work: Work, fails: bool) -> Result<(), DeviceError> {
-        match work {
-            _ if self.shared.options.weightless => {}
-            Work::Copy(copy) => self.copy(&copy, fails)?,
-            Work::Direct(op) => self.direct(&op, fails)?,
-        }
-        if fails { Err(DeviceError::new("copy", "the software device was told to fail")) } else { Ok(()) }
-    }
-
-    fn copy(&self, copy: &DeviceCopy, half: bool) -> Result<(), DeviceError> {
-        let share = if half { 2 } else { 1 };
-        match &copy.place {
-            Place::Loopback(place) => {
-                let (from, to) = match copy.direction {
-                    Direction::ToDevice => (&copy.host, place),
-                    Direction::FromDevice => (place, &copy.host),
-                };
-                to.copy_from(&from.part(0, from.len() / share));
-            }
-            Place::Device(ranges) => {
-                let mut memory = self.shared.memory.lock();
-                let mut at = 0;
-                for range in ranges {
-                    let bytes = memory.bytes(*range)?;
-                    let host = copy.host.part(at, range.len / share);
-                    match copy.direction {
-                        Direction::ToDevice => {
-                            host.with_bytes(|from| bytes[..from.len()].copy_from_slice(from));
-                        }
-                        Direction::FromDevice => host.write(&bytes[..host.len()]),
-                    }
-                    at += range.len;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn direct(&self, op: &DirectOp, half: bool) -> Result<(), DeviceError> {
-        let failed = |error: std::io::Error| DeviceError::new("direct transfer", error);
-        let file = File::from(op.fd.try_clone().map_err(failed)?);
-        let mut memory = self.shared.memory.lock();
-        let bytes = memory.bytes(op.range)?;
-        // O_DIRECT wants aligned memory, which a vector is not: through an aligned copy.
-        let mut aligned = vec![0_u8; op.range.len + 4096];
-        let skip = aligned.as_ptr().align_offset(4096);
-        let aligned = &mut aligned[skip..skip + op.range.len];
-        let part = if half { (op.range.len / 8192) * 4096 } else { op.range.len };
-        match op.direction {
-            Direction::ToDevice => {
-                file.read_exact_at(&mut aligned[..part], op.offset).map_err(failed)?;
-                bytes[..part].copy_from_slice(&aligned[..part]);
-            }
-            Direction::FromDevice => {
-                aligned.copy_from_slice(bytes);
-                file.write_all_at(&aligned[..part], op.offset).map_err(failed)?;
-            }
-        }
-        self.shared.direct_bytes.fetch_add(part as u64, Ordering::Relaxed);
-        Ok(())
+    /// Ends what the engines have moved, and whose time has come.
+    fn take(&mut self, now: u64) {
+        let before = self.early.len();
+        self.early.extend(self.done.1.try_iter());
+        self.handed -= self.early.len() - before;
+        let (ended, early) = std::mem::take(&mut self.early).into_iter().partition(|ended| ended.ends_ns <= now);
+        self.early = early;
+        let ended: Vec<Ended> = ended;
+        ended.into_iter().for_each(|Ended { token, result, .. }| self.end(token, result));
     }
 }
 
@@ -162,16 +130,26 @@ impl CopyEngine for SimCopier {
     }
 
     fn submit(&mut self, copy: DeviceCopy) {
-        self.queue(Work::Copy(copy));
+        let token = copy.token;
+        let (job, loans) = Job::copy(copy);
+        self.queue(job, token, Held { _loans: loans, _fd: None });
     }
 
     fn submit_direct(&mut self, op: DirectOp) {
-        self.queue(Work::Direct(op));
+        let job = Job::direct(&op);
+        self.queue(job, op.token, Held { _loans: Vec::new(), _fd: Some(op.fd) });
     }
 
     fn flush(&mut self) {
-        for queued in self.held.drain(..) {
-            self.queues[queued.work.parts().0 as usize].push_back(queued);
+        for queued in self.submitted.drain(..) {
+            match &self.engines {
+                None => self.queues[queued.job.direction as usize].push_back(queued),
+                Some(engines) => {
+                    let Queued { job, token, fails, .. } = queued;
+                    self.handed += 1;
+                    engines.take(&self.shared, Task { job, fails, token, done: self.done.0.clone() });
+                }
+            }
         }
     }
 
@@ -181,9 +159,10 @@ impl CopyEngine for SimCopier {
             return;
         }
         let now = self.shared.clock.now_ns();
-        for direction in 0..2 {
-            self.advance(direction, now);
+        for direction in [Direction::ToDevice, Direction::FromDevice] {
+            self.advance(direction as usize, now);
         }
+        self.take(now);
         if !self.shared.options.reorder {
             return self.ended.drain(..).for_each(each);
         }
@@ -210,6 +189,11 @@ impl Drop for SimCopier {
         self.flush();
         for direction in 0..2 {
             self.advance(direction, u64::MAX);
+        }
+        for _ in 0..self.handed {
+            if self.done.1.recv().is_err() {
+                return;
+            }
         }
     }
 }

@@ -3,10 +3,13 @@
 //!
 //! It is stricter than a GPU: bytes move when a copy ends, so a slot that is used again too early shows as wrong bytes;
 //! addresses outside of an allocation are an error; failures and the order of completions come from a seed. It also stands
-//! in for a GPU where there is none (`saltern bench --target gpu-sim`); what that measures is the engine, not a GPU.
+//! in for a GPU where there is none (`saltern bench --target gpu-sim`), on the wall's clock: then threads of its own move the bytes
+//! (`engines.rs`). What that measures is the engine, not a GPU.
 
 mod clock;
 mod copier;
+mod engines;
+mod job;
 mod memory;
 
 use std::fmt;
@@ -20,6 +23,8 @@ pub use clock::Clock;
 pub use memory::SimMemory;
 
 use self::copier::SimCopier;
+use self::engines::Engines;
+use self::job::{Job, told_to_fail};
 use self::memory::Memory;
 use super::{
     CopyEngine, Device, DeviceBuffer, DeviceError, DeviceId, DeviceRange, Direction, Fence, Registration, Route,
@@ -48,6 +53,8 @@ pub struct SimOptions {
     pub direct: bool,
     /// No bytes move: for measurements in virtual time.
     pub weightless: bool,
+    /// Overwrite slots when they are given back, so that who still uses one is found. Costs a shard about as much as a copy.
+    pub poison: bool,
 }
 
 impl Default for SimOptions {
@@ -62,6 +69,7 @@ impl Default for SimOptions {
             reorder: false,
             direct: false,
             weightless: false,
+            poison: true,
         }
     }
 }
@@ -71,9 +79,10 @@ struct Shared {
     id: DeviceId,
     options: SimOptions,
     clock: Clock,
-    memory: Mutex<Memory>,
-    /// When each direction's queue has done what it took so far, in nanoseconds of the clock.
-    free_at: [AtomicU64; 2],
+    memory: Memory,
+    /// When each direction's queue has done what it took so far, in nanoseconds of the clock. Held by who makes a copy on the wall's
+    /// clock: one at a time.
+    turns: [Mutex<u64>; 2],
     /// Copies that have ended, and those of them that failed.
     copies: AtomicU64,
     failures: AtomicU64,
@@ -85,19 +94,65 @@ struct Shared {
 }
 
 impl Shared {
+    /// What a copy takes.
+    fn cost_ns(&self, bytes: usize) -> u64 {
+        let SimOptions { fixed_ns, bytes_per_s, .. } = self.options;
+        fixed_ns + (bytes as u128 * 1_000_000_000 / u128::from(bytes_per_s.max(1))) as u64
+    }
+
     /// Takes the next place in a direction's queue for a copy that was there at `from`; gives when it ends.
     fn book(&self, direction: Direction, from: u64, bytes: usize) -> u64 {
-        let SimOptions { fixed_ns, bytes_per_s, .. } = self.options;
-        let cost = fixed_ns + (bytes as u128 * 1_000_000_000 / u128::from(bytes_per_s.max(1))) as u64;
-        let next = |free: u64| Some(free.max(from) + cost);
-        let free = self.free_at[direction as usize].fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
-        free.unwrap_or_else(|free| free).max(from) + cost
+        let mut free_at = self.turns[direction as usize].lock();
+        *free_at = (*free_at).max(from) + self.cost_ns(bytes);
+        *free_at
+    }
+
+    /// Makes a copy when it is its turn; gives when it ends, which is when the bytes have moved or later, as the figures say.
+    fn take_turn<R>(&self, direction: Direction, bytes: usize, copy: impl FnOnce() -> R) -> (u64, R) {
+        let mut free_at = self.turns[direction as usize].lock();
+        let ends_ns = (*free_at).max(self.clock.now_ns()) + self.cost_ns(bytes);
+        let result = copy();
+        *free_at = ends_ns.max(self.clock.now_ns());
+        (*free_at, result)
+    }
+
+    /// On the wall's clock. Direct transfers are of several threads: the disk is what they take turns at.
+    fn move_now(&self, job: Job, fails: bool) -> (u64, Result<(), DeviceError>) {
+        let (direction, bytes) = (job.direction, job.bytes);
+        if job.is_direct() {
+            let result = self.perform(job, fails);
+            return (self.book(direction, self.clock.now_ns(), bytes), result);
+        }
+        self.take_turn(direction, bytes, || self.perform(job, fails))
+    }
+
+    fn perform(&self, job: Job, fails: bool) -> Result<(), DeviceError> {
+        let (is_direct, bytes) = (job.is_direct(), job.bytes as u64);
+        let result = match self.options.weightless {
+            true if fails => Err(told_to_fail()),
+            true => Ok(()),
+            false => job.perform(&self.memory, fails),
+        };
+        if is_direct && result.is_ok() {
+            self.direct_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// Counts a copy that has ended.
+    fn count(&self, has_failed: bool) {
+        self.copies.fetch_add(1, Ordering::Relaxed);
+        self.failures.fetch_add(u64::from(has_failed), Ordering::Relaxed);
     }
 }
 
 /// See the module. Clones are the same device.
 #[derive(Clone)]
-pub struct SimDevice(Arc<Shared>);
+pub struct SimDevice {
+    shared: Arc<Shared>,
+    /// On the wall's clock.
+    engines: Option<Arc<Engines>>,
+}
 
 impl SimDevice {
     /// A device with a clock of its own.
@@ -105,26 +160,27 @@ impl SimDevice {
         Self::with_clock(options, Clock::default())
     }
 
-    /// A device on a clock that others look at, too.
+    /// A device on a clock that others look at, too. On the wall's, threads of the device's move the bytes.
     pub fn with_clock(options: SimOptions, clock: Clock) -> Self {
-        Self(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             id: DeviceId::new(),
             options,
             clock,
-            memory: Mutex::default(),
-            free_at: [AtomicU64::new(0), AtomicU64::new(0)],
+            memory: Memory::default(),
+            turns: Default::default(),
             copies: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             direct_bytes: AtomicU64::new(0),
             copiers: AtomicU64::new(0),
             stalled: AtomicBool::new(false),
-        }))
+        });
+        let engines = shared.clock.is_wall().then(|| Arc::new(Engines::start(&shared)));
+        Self { shared, engines }
     }
 
     /// A block of device memory, zeroed.
     pub fn alloc(&self, len: usize) -> SimMemory {
-        let address = self.0.memory.lock().alloc(len);
-        SimMemory::new(self.clone(), address, len)
+        SimMemory::new(self.shared.clone(), len)
     }
 
     /// Parts of several blocks as the memory of one object; the engine does not begin before `after`.
@@ -132,55 +188,49 @@ impl SimDevice {
         let ranges = parts.iter().map(|(memory, part)| memory.range(part.clone())).collect();
         let owners: Vec<SimMemory> = parts.iter().map(|(memory, _)| (*memory).clone()).collect();
         let after = after.map(|fence| Arc::new(fence.clone()) as Fence);
-        DeviceBuffer::checked(self.0.id, ranges, after, Some(Arc::new(owners)))
+        DeviceBuffer::checked(self.shared.id, ranges, after, Some(Arc::new(owners)))
     }
 
     /// Memory at any address, as the memory of one object; what is no allocation fails when it is copied.
     pub fn at(&self, ranges: Vec<DeviceRange>) -> DeviceBuffer {
-        DeviceBuffer::checked(self.0.id, ranges, None, None)
-    }
-
-    /// Waits for a copy of so many bytes that the caller makes itself: it takes its turn in the direction's queue, like the engine's.
-    pub fn occupy(&self, direction: Direction, bytes: usize) {
-        let ends = self.0.book(direction, self.0.clock.now_ns(), bytes);
-        self.0.clock.wait_until(ends);
+        DeviceBuffer::checked(self.shared.id, ranges, None, None)
     }
 
     /// The clock.
     pub fn clock(&self) -> &Clock {
-        &self.0.clock
+        &self.shared.clock
     }
 
     /// Copies that have ended, and how many of them failed.
     pub fn counts(&self) -> (u64, u64) {
-        (self.0.copies.load(Ordering::Relaxed), self.0.failures.load(Ordering::Relaxed))
+        (self.shared.copies.load(Ordering::Relaxed), self.shared.failures.load(Ordering::Relaxed))
     }
 
     /// Bytes that have gone directly between files and the device.
     pub fn direct_bytes(&self) -> u64 {
-        self.0.direct_bytes.load(Ordering::Relaxed)
+        self.shared.direct_bytes.load(Ordering::Relaxed)
     }
 
     /// Bytes of device memory that are allocated.
     pub fn allocated_bytes(&self) -> usize {
-        self.0.memory.lock().allocated_bytes()
+        self.shared.memory.allocated_bytes()
     }
 
     /// Lets nothing end while `stalled`: a device that hangs.
     pub fn stall(&self, stalled: bool) {
-        self.0.stalled.store(stalled, Ordering::Release);
+        self.shared.stalled.store(stalled, Ordering::Release);
     }
 }
 
 impl fmt::Debug for SimDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SimDevice({:?})", self.0.options)
+        write!(f, "SimDevice({:?})", self.shared.options)
     }
 }
 
 impl Device for SimDevice {
     fn id(&self) -> DeviceId {
-        self.0.id
+        self.shared.id
     }
 
     fn name(&self) -> String {
@@ -192,7 +242,7 @@ impl Device for SimDevice {
     }
 
     fn route(&self, _dir: &Path, choice: RouteChoice) -> Result<Route, DeviceError> {
-        match (choice, self.0.options.direct) {
+        match (choice, self.shared.options.direct) {
             (RouteChoice::Pipeline, _) => Ok(Route::Pipeline { why: "it was asked for".to_owned() }),
             (_, true) => Ok(Route::Direct { by: "software".to_owned() }),
             (RouteChoice::Auto, false) => Ok(Route::Pipeline { why: "this software device is not direct".to_owned() }),
@@ -201,11 +251,11 @@ impl Device for SimDevice {
     }
 
     fn copier(&self) -> Result<Box<dyn CopyEngine>, DeviceError> {
-        Ok(Box::new(SimCopier::new(self.0.clone())))
+        Ok(Box::new(SimCopier::new(self.shared.clone(), self.engines.clone())))
     }
 
     fn poisons_slots(&self) -> bool {
-        !self.0.options.weightless
+        self.shared.options.poison && !self.shared.options.weightless
     }
 }
 
