@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import time
+import weakref
 from pathlib import Path
 
 import numpy
@@ -106,6 +108,103 @@ def test_a_batch_may_mix_both_kinds(engine, driver) -> None:
     first, second = numpy.zeros_like(data), numpy.zeros_like(data)
     assert engine.load_many([key(1), key(2)], [first, OnGpu(second, stream=1)]) == [data.nbytes, data.nbytes]
     assert (first == data).all() and (second == data * 2).all()
+
+
+def scattered(data: numpy.ndarray, page: int) -> tuple[numpy.ndarray, list[tuple[int, int]]]:
+    """A heap with the bytes in every other page of it, the last first, and where they are."""
+    content = data.tobytes()
+    pages = -(-len(content) // page)
+    heap = numpy.full(2 * pages * page, 0xEE, dtype=numpy.uint8)
+    places = []
+    for number in range(pages):
+        part = content[number * page : (number + 1) * page]
+        at = 2 * (pages - 1 - number) * page
+        heap[at : at + len(part)] = numpy.frombuffer(part, dtype=numpy.uint8)
+        places.append((heap.ctypes.data + at, len(part)))
+    return heap, places
+
+
+@pytest.mark.parametrize("page", [1000, 4096, 65536])
+def test_objects_are_gathered_from_pages_and_scattered_to_them(engine, driver, page) -> None:
+    data = numpy.random.default_rng(page).integers(0, 2**16, 100_003, dtype=numpy.uint16)
+    heap, places = scattered(data, page)
+    pages = saltern.Pages(places, device=0, stream=1, owner=heap)
+    assert (pages.nbytes, len(pages)) == (data.nbytes, len(places))
+    assert engine.store(key(1), pages) == data.nbytes
+    assert bytes(engine.load(key(1))) == data.tobytes()
+    before = heap.copy()
+    for address, length in places:
+        ctypes.memset(address, 0, length)
+    # Beside memory of the host's, and an array on the GPU, in one call.
+    on_host, on_gpu = bytearray(data.nbytes), numpy.zeros_like(data)
+    loaded = engine.load_many([key(1)] * 3, [pages, on_host, OnGpu(on_gpu)])
+    assert loaded == [data.nbytes] * 3
+    assert (heap == before).all(), "pages, or bytes between them"
+    assert on_host == data.tobytes() and (on_gpu == data).all()
+
+
+def test_pages_may_be_objects_and_the_driver_is_asked_for_the_gpu(engine, driver) -> None:
+    rows = [numpy.full(5000, number, dtype=numpy.uint8) for number in range(6)]
+    pages = saltern.Pages([OnGpu(rows[0]), ByDlpack(rows[1]), (rows[2].ctypes.data, 5000)])
+    assert engine.store(key(1), pages) == 15_000
+    into = saltern.Pages([(row.ctypes.data, 5000) for row in rows[3:]])
+    assert engine.load(key(1), into=into) is into
+    assert all((ours == theirs).all() for ours, theirs in zip(rows[:3], rows[3:]))
+
+
+def test_pages_that_cannot_be_are_refused(engine, driver) -> None:
+    data = numpy.zeros(8192, dtype=numpy.uint8)
+    at = data.ctypes.data
+    for pages, reason in (
+        ([], "at least one page"),
+        ([(at, 0)], "empty"),
+        ([(2**64 - 1, 2)], "last address"),
+        ([(at, 100), (at + 99, 1)], "overlap"),
+        ([(at, 100), b"bytes"], "page 1: neither"),
+        ([OnGpu(data, stream=1), OnGpu(data.copy(), stream=2)], "page 1: its stream"),
+        ([OnGpu(data, shape=(50,), strides=(16,))], "not one block"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            saltern.Pages(pages)
+    both = saltern.Pages([OnGpu(data, stream=1), OnGpu(data.copy(), stream=2)], stream=2)
+    assert engine.store(key(1), both) == 2 * data.nbytes
+    with pytest.raises(BufferError, match="read-only"):
+        engine.load(key(1), into=saltern.Pages([OnGpu(numpy.zeros(2 * 8192, numpy.uint8), data=(at, True))]))
+    # One page too few is another size, and nothing is written.
+    with pytest.raises(saltern.WrongSize):
+        engine.load(key(1), into=saltern.Pages([(at, 8192)], device=0))
+
+
+def test_owners_are_kept_until_the_engine_is_done(engine, driver) -> None:
+    data = numpy.arange(5000, dtype=numpy.float32)
+    owner = OnGpu(data.copy())
+    alive = weakref.ref(owner)
+    pages = saltern.Pages([(owner.array.ctypes.data, data.nbytes)], owner=owner)
+    del owner
+    assert engine.store(key(1), pages) == data.nbytes and alive() is not None
+    del pages
+    # The engine's side gives it up on a thread of its own.
+    for _ in range(1000):
+        if alive() is None:
+            break
+        time.sleep(0.01)
+    assert alive() is None
+
+
+def test_memory_is_registered_with_whoever_moves_it(engine, driver) -> None:
+    heap = numpy.zeros(1 << 20, dtype=numpy.uint8)
+    with engine.register(OnGpu(heap)) as slab:
+        # Known to the GPU, and not to cuFile, which is not open here; that is no error.
+        assert slab.nbytes == heap.nbytes and not slab.is_registered and "cuFile is not open" in slab.why_not
+        assert engine.store(key(1), OnGpu(heap[:5000])) == 5000
+    assert not slab.is_registered and "given back" in slab.why_not
+    with pytest.raises(ValueError, match="the block that they lie in"):
+        engine.register(saltern.Pages([(heap.ctypes.data, 10), (heap.ctypes.data + 20, 10)]))
+    on_host = engine.register(heap)
+    assert on_host.is_registered and on_host.why_not is None and on_host.nbytes == heap.nbytes
+    heap[:5000] = 7
+    assert engine.store(key(2), heap[4096 : 4096 + 904]) == 904
+    assert engine.load(key(2), into=heap[:904]) is not None and (heap[:904] == 7).all()
 
 
 def test_memory_that_is_not_one_block_or_not_writable_is_refused(engine, driver) -> None:

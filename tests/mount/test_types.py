@@ -26,6 +26,8 @@ with Engine("objects", max_capacity_gb=1) as engine:
     fraction: float = usage.usage_fraction
     listed: list[tuple[Key, int]] = list(engine.list())
     quota: int | None = engine.set_quota("tenant", 5)
+    pages: saltern.Pages = saltern.Pages([(4096, 10)], device=0, stream=1, owner=key)
+    known: saltern.Registered = engine.register(bytearray(10))
     wrong: str = engine.store(key, b"data")
 """
 
@@ -46,7 +48,7 @@ def test_a_program_is_checked(directory) -> None:
     (directory / "program.py").write_text(PROGRAM)
     done = mypy(directory, "mypy", "--strict", "program.py")
     lines = [line for line in done.stdout.splitlines() if "error:" in line]
-    assert len(lines) == 1 and "program.py:15" in lines[0] and "[assignment]" in lines[0], done.stdout + done.stderr
+    assert len(lines) == 1 and "program.py:17" in lines[0] and "[assignment]" in lines[0], done.stdout + done.stderr
 
 
 def test_the_package_is_marked_as_typed() -> None:

@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyList};
 use saltern::{Buffer, Engine, Error, ListCursor, ObjectKey};
 
 use crate::errors::{ConfigError, raise};
-use crate::gpu::Gpus;
+use crate::gpu::{Gpus, Memory, describe};
 use crate::handle::Handle;
 use crate::keys::{KeyReader, PyKey};
-use crate::memory::lend_object;
+use crate::memory::{lend_arena, lend_object};
 use crate::options::Options;
+use crate::pages::Registered;
 
 /// One result of a batch: a number of bytes, or an exception object.
 type Outcome<'py> = Bound<'py, PyAny>;
@@ -25,6 +27,8 @@ pub(crate) struct PyEngine {
     handle: Handle,
     reader: KeyReader,
     gpus: Gpus,
+    /// Memory of the host's that the rings know. Dropped after the engine.
+    registered: Mutex<Vec<Buffer>>,
 }
 
 #[pymethods]
@@ -38,7 +42,7 @@ impl PyEngine {
         let config = options.config().map_err(ConfigError::new_err)?;
         let quotas = options.quotas().map_err(ConfigError::new_err)?;
         let handle = py.detach(|| Handle::open(config, &quotas)).map_err(|error| raise(&error))?;
-        Ok(Self { handle, reader: KeyReader::default(), gpus: Gpus::default() })
+        Ok(Self { handle, reader: KeyReader::default(), gpus: Gpus::default(), registered: Mutex::default() })
     }
 
     fn store(&self, py: Python<'_>, key: &Bound<'_, PyAny>, data: &Bound<'_, PyAny>) -> PyResult<u64> {
@@ -79,6 +83,22 @@ impl PyEngine {
     ) -> PyResult<Vec<Outcome<'py>>> {
         let batch = self.batch(keys, buffers, true)?;
         outcomes(py, self.load_batch(py, batch)?)
+    }
+
+    /// Makes memory known to cuFile (a block of a GPU's), or to io_uring (the host's).
+    fn register(&self, py: Python<'_>, memory: &Bound<'_, PyAny>) -> PyResult<Registered> {
+        if let Some(memory) = describe(memory)? {
+            let bytes = memory.ranges.iter().map(|range| range.len).sum();
+            return Ok(Registered::on_gpu(bytes, self.gpus.register(py, &self.handle, memory)?));
+        }
+        let buffer = lend_object(memory, false)?;
+        let bytes = buffer.len();
+        // Kept whatever comes of it: some of the rings may know it already.
+        let mut registered = self.registered.lock();
+        registered.push(buffer);
+        let arena = registered.last().map_or(&[][..], Buffer::as_slice);
+        self.with(|engine| lend_arena(engine, arena.as_ptr() as usize, bytes))?.map_err(|error| raise(&error))?;
+        Ok(Registered::on_host(bytes))
     }
 
     #[pyo3(signature = (keys, *, pin=false))]
@@ -162,13 +182,20 @@ impl PyEngine {
         if keys.len() != buffers.len()? {
             return Err(PyValueError::new_err(format!("{} keys but {} buffers", keys.len(), buffers.len()?)));
         }
-        let mut batch = Vec::with_capacity(keys.len());
-        for (key, buffer) in keys.into_iter().zip(buffers.try_iter()?) {
+        let mut lent = Vec::with_capacity(keys.len());
+        for buffer in buffers.try_iter()? {
             let buffer = buffer?;
-            let on_gpu = self.gpus.lend(&self.handle, &buffer, writable)?;
-            batch.push((key, on_gpu.map_or_else(|| lend_object(&buffer, writable), Ok)?));
+            lent.push(match describe(&buffer)? {
+                Some(memory) => Err(memory),
+                None => Ok(lend_object(&buffer, writable)?),
+            });
         }
-        Ok(batch)
+        // After all of them were described: see `gpu.rs`.
+        let mut lender = self.gpus.lender(&self.handle);
+        let py = buffers.py();
+        let lend = |lent: Result<Buffer, Memory>| lent.or_else(|memory| lender.lend(py, memory, writable));
+        let lent: Vec<Buffer> = lent.into_iter().map(lend).collect::<PyResult<_>>()?;
+        Ok(keys.into_iter().zip(lent).collect())
     }
 
     fn store_batch(&self, py: Python<'_>, batch: Vec<(ObjectKey, Buffer)>) -> PyResult<Vec<Result<u64, Error>>> {

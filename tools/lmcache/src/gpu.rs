@@ -1,7 +1,9 @@
-//! Memory of GPUs: tensors of PyTorch, and whatever has `__cuda_array_interface__` or DLPack, lent to the engine by address.
+//! Memory of GPUs: tensors of PyTorch, whatever has `__cuda_array_interface__` or DLPack, and lists of pages (`pages.rs`), lent to the
+//! engine by address.
 //!
 //! A GPU is opened, and attached to the engine, when the first object on it comes. Copies wait for what is on the object's stream:
-//! PyTorch's current one, or the one that the interface names.
+//! PyTorch's current one, or the one that the interface names. All objects of a call are described before the first fence is set:
+//! describing one may queue work (DLPack), and what is on one stream needs one fence.
 
 #![expect(unsafe_code, reason = "memory of GPUs is lent to the engine by address")]
 
@@ -13,12 +15,13 @@ use parking_lot::Mutex;
 use pyo3::exceptions::{PyBufferError, PyValueError};
 use pyo3::types::PyDict;
 use pyo3::{ffi, intern, prelude::*};
-use saltern::device::{DeviceOptions, DeviceRange};
+use saltern::device::{DeviceOptions, DeviceRange, Fence};
 use saltern::{Buffer, Error};
-use saltern_gds::{CudaDevice, CudaOptions, Driver, GdsError};
+use saltern_gds::{CudaDevice, CudaOptions, DeviceSlab, Driver, GdsError};
 
 use crate::errors::raise;
 use crate::handle::Handle;
+use crate::pages::Pages;
 
 /// kDLCUDA
 const DLPACK_CUDA: i32 = 2;
@@ -40,43 +43,94 @@ struct DlTensor {
 
 const _: () = assert!(size_of::<DlTensor>() == 48);
 
-/// A block of GPU memory that a Python object stands for.
-struct Block {
-    address: u64,
-    len: usize,
+/// GPU memory that a Python object stands for: one block, or pages in this order.
+pub(crate) struct Memory {
+    pub(crate) ranges: Vec<DeviceRange>,
     /// The GPU, where the object says which; else the driver is asked.
-    ordinal: Option<u32>,
+    pub(crate) ordinal: Option<u32>,
     /// A CUstream, as a number.
-    stream: Option<u64>,
+    pub(crate) stream: Option<u64>,
+    pub(crate) read_only: bool,
     /// What keeps it alive.
-    owner: Py<PyAny>,
+    pub(crate) owners: Vec<Py<PyAny>>,
+}
+
+impl Memory {
+    fn block(address: u64, len: usize, owner: Py<PyAny>) -> Self {
+        let ranges = vec![DeviceRange { address, len }];
+        Self { ranges, ordinal: None, stream: None, read_only: false, owners: vec![owner] }
+    }
 }
 
 /// Held by a loan.
-struct Owner(#[expect(dead_code, reason = "kept, not looked at")] Py<PyAny>);
+struct Owners(#[expect(dead_code, reason = "kept, not looked at")] Vec<Py<PyAny>>);
 
 /// The GPUs that are attached to an engine.
 #[derive(Default)]
 pub(crate) struct Gpus(Mutex<HashMap<u32, CudaDevice>>);
 
-impl Gpus {
-    /// Lends an object's memory on a GPU; `None` for an object that is not on one. That nobody writes meanwhile, or reads while a load
-    /// is under way, is the caller's promise.
+/// Lends memory for one call of the engine's.
+pub(crate) struct Lender<'a> {
+    gpus: &'a Gpus,
+    handle: &'a Handle,
+    /// By GPU and stream.
+    fences: HashMap<(u32, u64), Fence>,
+}
+
+impl Lender<'_> {
+    /// Lends an object's memory. That nobody writes meanwhile, or reads while a load is under way, is the caller's promise.
     ///
     /// # Errors
-    /// `ValueError` and `BufferError` for memory that is not one block, or not writable where it has to be; `SalternError` where the
-    /// GPU cannot be used, and why.
-    pub(crate) fn lend(&self, handle: &Handle, object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Option<Buffer>> {
-        let Some(block) = describe(object, writable)? else { return Ok(None) };
-        let Block { address, len, ordinal, stream, owner } = block;
-        let device = object.py().detach(|| self.device(handle, ordinal, address)).map_err(|error| raise(&error))?;
+    /// `BufferError` for memory that is not writable where it has to be; `SalternError` where the GPU cannot be used, and why.
+    pub(crate) fn lend(&mut self, py: Python<'_>, memory: Memory, writable: bool) -> PyResult<Buffer> {
+        if writable && memory.read_only {
+            return Err(PyBufferError::new_err("the object's memory on the GPU is read-only"));
+        }
+        let Memory { ranges, ordinal, stream, owners, .. } = memory;
+        let address = ranges.first().map_or(0, |range| range.address);
+        let device = py.detach(|| self.gpus.device(self.handle, ordinal, address)).map_err(|error| raise(&error))?;
+        let after = stream.map(|stream| self.fence(&device, stream)).transpose().map_err(|error| raise(&error))?;
+        // SAFETY: the object says that these are blocks of the GPU's memory, and is kept alive; who else uses them meanwhile is the
+        // caller's promise.
+        let memory = unsafe { device.lend(ranges, after, Some(Arc::new(Owners(owners)))) };
+        Ok(memory.into())
+    }
+
+    fn fence(&mut self, device: &CudaDevice, stream: u64) -> Result<Fence, Error> {
+        let key = (device.info().ordinal, stream);
+        if let Some(fence) = self.fences.get(&key) {
+            return Ok(fence.clone());
+        }
         // SAFETY: the object says that this is a stream of its GPU's context, which PyTorch shares with this module: the primary one.
-        let after =
-            stream.map(|stream| unsafe { device.fence(stream) }).transpose().map_err(|error| raise(&failed(&error)))?;
-        // SAFETY: the object says that it has `len` bytes of the GPU's memory at `address`, and is kept alive; who else uses them
-        // meanwhile is the caller's promise.
-        let memory = unsafe { device.lend(vec![DeviceRange { address, len }], after, Some(Arc::new(Owner(owner)))) };
-        Ok(Some(memory.into()))
+        let fence = unsafe { device.fence(stream) }.map_err(|error| failed(&error))?;
+        self.fences.insert(key, fence.clone());
+        Ok(fence)
+    }
+}
+
+impl Gpus {
+    /// For one call.
+    pub(crate) fn lender<'a>(&'a self, handle: &'a Handle) -> Lender<'a> {
+        Lender { gpus: self, handle, fences: HashMap::new() }
+    }
+
+    /// Makes a block known to cuFile as a whole, until what this gives is dropped.
+    ///
+    /// # Errors
+    /// `ValueError` for pages, `SalternError` where the GPU cannot be used.
+    pub(crate) fn register(&self, py: Python<'_>, handle: &Handle, memory: Memory) -> PyResult<DeviceSlab> {
+        let Memory { ranges, ordinal, owners, .. } = memory;
+        let [range] = ranges[..] else {
+            return Err(PyValueError::new_err(
+                "pages are not registered one by one: register the block that they lie in",
+            ));
+        };
+        let register = || {
+            let device = self.device(handle, ordinal, range.address)?;
+            // SAFETY: the object says that this is memory of the GPU, and is kept alive.
+            Ok(unsafe { device.lend_slab(range, Some(Arc::new(Owners(owners)))) })
+        };
+        py.detach(register).map_err(|error: Error| raise(&error))
     }
 
     fn device(&self, handle: &Handle, ordinal: Option<u32>, address: u64) -> Result<CudaDevice, Error> {
@@ -105,14 +159,20 @@ fn failed(error: &GdsError) -> Error {
 }
 
 /// What an object says of its memory; `None` when it is not on a GPU.
-fn describe(object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Option<Block>> {
+///
+/// # Errors
+/// `ValueError` for memory that is not one block.
+pub(crate) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Memory>> {
     let py = object.py();
+    if let Ok(pages) = object.cast_exact::<Pages>() {
+        return Ok(Some(Pages::memory(pages)));
+    }
     if object.hasattr(intern!(py, "data_ptr"))? && object.hasattr(intern!(py, "is_contiguous"))? {
         return of_torch(object);
     }
     // Attributes that raise stand for objects that are elsewhere: PyTorch's do so.
     if let Ok(interface) = object.getattr(intern!(py, "__cuda_array_interface__")) {
-        return of_interface(object, interface.cast::<PyDict>()?, writable).map(Some);
+        return of_interface(object, interface.cast::<PyDict>()?).map(Some);
     }
     if let Ok(place) = object.call_method0(intern!(py, "__dlpack_device__")) {
         let (kind, ordinal): (i32, u32) = place.extract()?;
@@ -123,7 +183,7 @@ fn describe(object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Option<Block>
     Ok(None)
 }
 
-fn of_torch(tensor: &Bound<'_, PyAny>) -> PyResult<Option<Block>> {
+fn of_torch(tensor: &Bound<'_, PyAny>) -> PyResult<Option<Memory>> {
     let py = tensor.py();
     let device = tensor.getattr(intern!(py, "device"))?;
     if !device.getattr(intern!(py, "type"))?.eq("cuda")? {
@@ -136,17 +196,16 @@ fn of_torch(tensor: &Bound<'_, PyAny>) -> PyResult<Option<Block>> {
     let item_bytes: usize = tensor.call_method0(intern!(py, "element_size"))?.extract()?;
     let cuda = py.import(intern!(py, "torch.cuda"))?;
     let stream = cuda.call_method1(intern!(py, "current_stream"), (&device,))?;
-    Ok(Some(Block {
-        address: tensor.call_method0(intern!(py, "data_ptr"))?.extract()?,
-        len: items * item_bytes,
+    let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract()?;
+    Ok(Some(Memory {
         ordinal: device.getattr(intern!(py, "index"))?.extract()?,
         stream: Some(stream.getattr(intern!(py, "cuda_stream"))?.extract()?),
-        owner: tensor.clone().unbind(),
+        ..Memory::block(address, items * item_bytes, tensor.clone().unbind())
     }))
 }
 
 /// Numba's interface, version 2 or 3.
-fn of_interface(object: &Bound<'_, PyAny>, interface: &Bound<'_, PyDict>, writable: bool) -> PyResult<Block> {
+fn of_interface(object: &Bound<'_, PyAny>, interface: &Bound<'_, PyDict>) -> PyResult<Memory> {
     let missing = |name: &str| PyValueError::new_err(format!("__cuda_array_interface__ has no {name:?}"));
     let get = |name: &str| interface.get_item(name)?.ok_or_else(|| missing(name));
     let shape: Vec<i64> = get("shape")?.extract()?;
@@ -154,18 +213,15 @@ fn of_interface(object: &Bound<'_, PyAny>, interface: &Bound<'_, PyDict>, writab
     let item_bytes: i64 =
         kind.get(2..).and_then(|digits| digits.parse().ok()).ok_or_else(|| missing("typestr with a size"))?;
     let (address, read_only): (u64, bool) = get("data")?.extract()?;
-    if writable && read_only {
-        return Err(PyBufferError::new_err("the object's memory on the GPU is read-only"));
-    }
     let strides: Option<Vec<i64>> =
         interface.get_item("strides")?.map(|strides| strides.extract()).transpose()?.flatten();
     let len = length(&shape, strides.as_deref(), item_bytes, 1)?;
     // 1 and 2 are the default streams, as CUDA numbers them; 0 is not allowed, because it could be either.
     let stream: Option<u64> = interface.get_item("stream")?.map(|stream| stream.extract()).transpose()?.flatten();
-    Ok(Block { address, len, ordinal: None, stream, owner: object.clone().into_any().unbind() })
+    Ok(Memory { stream, read_only, ..Memory::block(address, len, object.clone().into_any().unbind()) })
 }
 
-fn of_dlpack(object: &Bound<'_, PyAny>, ordinal: u32) -> PyResult<Block> {
+fn of_dlpack(object: &Bound<'_, PyAny>, ordinal: u32) -> PyResult<Memory> {
     const NAME: *const c_char = c"dltensor".as_ptr();
     let py = object.py();
     // Stream 1, the default one: the producer makes its work there wait, or be waited for.
@@ -191,7 +247,7 @@ fn of_dlpack(object: &Bound<'_, PyAny>, ordinal: u32) -> PyResult<Block> {
     let len = length(&shape, strides.as_deref(), item_bytes, item_bytes)?;
     let address = tensor.data as u64 + tensor.byte_offset;
     // The capsule was not taken over, so dropping it gives the memory back.
-    Ok(Block { address, len, ordinal: Some(ordinal), stream: Some(1), owner: capsule.unbind() })
+    Ok(Memory { ordinal: Some(ordinal), stream: Some(1), ..Memory::block(address, len, capsule.unbind()) })
 }
 
 /// Bytes of an array that is one block, in C order. `unit` is what strides are counted in.

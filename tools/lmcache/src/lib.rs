@@ -1,6 +1,6 @@
 //! The Python module `saltern._saltern`: the engine for Python, and what the LMCache mounts are made of.
 //!
-//! `engine.rs` is the plain API, `mount/` serves LMCache's L2 adapter interface, `connector.rs` its native connector
+//! `engine.rs` is the plain API, `gpu.rs` and `pages.rs` its memory of GPUs, `mount/` serves LMCache's L2 adapter interface, `connector.rs` its native connector
 //! interface. The Python side (`python/saltern`) adds the classes that LMCache subclasses, types and documentation.
 
 mod bell;
@@ -14,6 +14,7 @@ mod listener;
 mod memory;
 mod mount;
 mod options;
+mod pages;
 
 use pyo3::prelude::*;
 
@@ -32,6 +33,8 @@ fn _saltern(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<keys::PyKey>()?;
     module.add_class::<engine::PyEngine>()?;
+    module.add_class::<pages::Pages>()?;
+    module.add_class::<pages::Registered>()?;
     module.add_class::<mount::Mount>()?;
     module.add_class::<connector::Connector>()?;
     module.add_function(wrap_pyfunction!(check_options, module)?)?;

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Iterator, Mapping, Sequence, TypeVar, Union
 
 from . import _saltern
-from ._saltern import Key, SalternError
+from ._saltern import Key, Registered, SalternError
 
 #: An object with the buffer protocol that is one block of memory (bytes, bytearray, memoryview, numpy array), or a contiguous
-#: torch tensor on the CPU or on a GPU, or an object with ``__cuda_array_interface__`` or DLPack in a GPU's memory.
+#: torch tensor on the CPU or on a GPU, or an object with ``__cuda_array_interface__`` or DLPack in a GPU's memory, or ``Pages``.
 BytesLike = Any
 
 _Into = TypeVar("_Into")
@@ -57,8 +57,9 @@ class Engine(_saltern.Engine):
     and every call returns by its deadline. A directory belongs to one engine at a time.
 
     Memory of GPUs moves through pinned memory, or directly where cuFile can. Copies wait for what is on the tensor's current
-    stream; when a call returns, the bytes are there for every stream. ``SALTERN_LIBCUDA`` names the driver's library where it has
-    another name than usual.
+    stream; when a call returns, the bytes are there for every stream. An object may be scattered over pages of a GPU's memory
+    (``Pages``), and memory that is used again and again registered once (``register``). ``SALTERN_LIBCUDA`` names the driver's
+    library where it has another name than usual.
 
     Memory moves without a copy where its address is a multiple of 4096; anything else works too. Nobody may write into a buffer
     while it is stored, or use it while it is loaded into.
@@ -147,6 +148,19 @@ class Engine(_saltern.Engine):
             For each key the bytes loaded, or the error, which is returned and not raised.
         """
         return super().load_many(keys, buffers)
+
+    def register(self, memory: Any) -> Registered:
+        """Makes memory known once, so that transfers in it cost less: a cache's tensors, not each object.
+
+        A GPU's memory is registered with cuFile, until the result is closed or dropped and the last transfer in it has ended. It has
+        to be one block. Without cuFile nothing is registered, which is no error: ``why_not`` says so. Memory of the host's is
+        registered with io_uring, until the engine is closed.
+
+        Raises:
+            ValueError: The memory is not one block.
+            SalternError: The GPU cannot be used, and why.
+        """
+        return super().register(memory)
 
     def lookup(self, keys: Sequence[Key], *, pin: bool = False) -> builtins.list[int | None]:
         """Looks keys up, in memory.

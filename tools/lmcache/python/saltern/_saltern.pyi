@@ -1,6 +1,6 @@
 """Types of the native module."""
 
-from typing import Any, Callable, Sequence, final
+from typing import Any, Callable, Iterable, Sequence, final
 
 __all__ = [
     "Closed",
@@ -15,7 +15,9 @@ __all__ = [
     "NotAdmitted",
     "NotFound",
     "OverQuota",
+    "Pages",
     "Pinned",
+    "Registered",
     "SalternError",
     "TimedOut",
     "TooLarge",
@@ -66,8 +68,35 @@ class Key:
     def cache_salt(self) -> str: ...
     def __hash__(self) -> int: ...
 
+@final
+class Pages:
+    def __new__(
+        cls,
+        pages: Iterable[Any],
+        *,
+        device: int | None = None,
+        stream: int | None = None,
+        owner: Any = None,
+    ) -> "Pages": ...
+    @property
+    def nbytes(self) -> int: ...
+    def __len__(self) -> int: ...
+
+@final
+class Registered:
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def is_registered(self) -> bool: ...
+    @property
+    def why_not(self) -> str | None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> "Registered": ...
+    def __exit__(self, *_exception: object) -> None: ...
+
 class Engine:
     def __new__(cls, options_json: str) -> "Engine": ...
+    def register(self, memory: Any) -> Registered: ...
     def store(self, key: Any, data: Any) -> int: ...
     def store_many(self, keys: Sequence[Any], buffers: Sequence[Any]) -> list[int | SalternError]: ...
     def load(self, key: Any, into: Any = None) -> Any: ...
