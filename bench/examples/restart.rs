@@ -3,7 +3,7 @@
 //!     cargo run --release -p saltern-bench --example restart -- DIR [OBJECTS [ROUNDS]]
 //!
 //! DIR is filled at the first run and kept. As root, `--cold` drops the kernel's names and inodes before each step. Prints one line a
-//! round, in seconds.
+//! round, in seconds; `cpu` is what all threads of the step before it have used.
 
 use std::error::Error;
 use std::fs::File;
@@ -13,7 +13,9 @@ use std::time::Instant;
 
 use nix::dir::{Dir, OwningIter};
 use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::stat::{Mode, fstatat};
+use nix::sys::time::TimeVal;
 use saltern::{Config, Engine, Layout, ObjectKey, kv_rank};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -32,19 +34,19 @@ fn main() -> Result<()> {
     let (objects, rounds) = (number(1, 1_000_000)?, number(2, 3)?);
     fill(&dir, objects)?;
     println!("{objects} objects of {OBJECT_BYTES} bytes, {}", if is_cold { "cold" } else { "warm" });
-    println!("statx_s  plain_s  ratio  open_s  first_s  truth_s  ratio  close_s");
+    println!("statx_s    cpu  plain_s    cpu  ratio  open_s  first_s  truth_s    cpu  ratio  close_s");
     for _ in 0..rounds {
-        let (statx, names) = timed(is_cold, || read_sizes(&dir))?;
+        let (statx, statx_cpu, names) = timed(is_cold, || read_sizes(&dir))?;
         let snapshot = dir.join(".saltern/index");
         let aside = dir.join(".saltern/index.aside");
         std::fs::rename(&snapshot, &aside)?;
-        let (plain, engine) = timed(is_cold, || Ok(Engine::open(config(&dir))?))?;
+        let (plain, plain_cpu, engine) = timed(is_cold, || Ok(Engine::open(config(&dir))?))?;
         assert_eq!((engine.status().objects, names), (objects, objects), "objects, and names read");
         engine.close();
         std::fs::rename(&aside, &snapshot)?;
 
         drop_caches(is_cold)?;
-        let start = Instant::now();
+        let (start, cpu) = (Instant::now(), cpu_seconds()?);
         let engine = Engine::opener(config(&dir)).background(true).open()?;
         let open = start.elapsed().as_secs_f64();
         let keys: Vec<ObjectKey> = (0..BATCH).map(|n| key(n * objects / BATCH)).collect();
@@ -52,14 +54,14 @@ fn main() -> Result<()> {
         let first = start.elapsed().as_secs_f64();
         let hinted = engine.status().snapshot.hinted_objects;
         let report = engine.wait_recovered();
-        let truth = start.elapsed().as_secs_f64();
+        let (truth, truth_cpu) = (start.elapsed().as_secs_f64(), cpu_seconds()? - cpu);
         assert_eq!((hits as u64, report.from_snapshot, report.gone), (BATCH, objects, 0));
         assert!(hinted > 0, "the scan was over before the first lookup");
         let start = Instant::now();
         engine.close();
         let close = start.elapsed().as_secs_f64();
         println!(
-            "{statx:7.3}  {plain:7.3}  {:5.2}  {open:6.3}  {first:7.3}  {truth:7.3}  {:5.2}  {close:7.3}",
+            "{statx:7.3}  {statx_cpu:5.2}  {plain:7.3}  {plain_cpu:5.2}  {:5.2}  {open:6.3}  {first:7.3}  {truth:7.3}  {truth_cpu:5.2}  {:5.2}  {close:7.3}",
             plain / statx,
             truth / statx
         );
@@ -104,11 +106,19 @@ fn drop_caches(is_cold: bool) -> Result<()> {
     Ok(())
 }
 
-fn timed<T>(is_cold: bool, work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
+/// Wall time, CPU time of all threads, and what was done.
+fn timed<T>(is_cold: bool, work: impl FnOnce() -> Result<T>) -> Result<(f64, f64, T)> {
     drop_caches(is_cold)?;
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_seconds()?);
     let done = work()?;
-    Ok((start.elapsed().as_secs_f64(), done))
+    Ok((start.elapsed().as_secs_f64(), cpu_seconds()? - cpu, done))
+}
+
+/// What this process has used so far.
+fn cpu_seconds() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
 }
 
 /// Reads all names, and looks at each file: what no scan can do without. Names by turns, files side by side.

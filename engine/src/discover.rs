@@ -4,7 +4,7 @@
 //! ledger must have its bytes by then. What turns out to be known already is taken back.
 
 use crate::error::Result;
-use crate::index::{Entered, Epoch, Held, Index, Keyed, Sight};
+use crate::index::{Entered, Epoch, Held, Index, Keyed, Recount, Sight};
 use crate::latent::Latent;
 use crate::ledger::{Deltas, SaltId};
 use crate::steps::{Step, Steps};
@@ -41,9 +41,30 @@ impl Discover<'_> {
     /// Enters an object into the index, whatever happens to its key meanwhile, or settles what a snapshot says of it.
     pub(crate) fn enter(&self, keyed: &Keyed, look: impl Fn() -> Result<Option<Seen>>) -> Result<Found> {
         let latent = self.latent.take(keyed.hash(), keyed.salt);
-        let insert = |seen: Seen, at| self.index.insert_recovered(keyed, seen.object, seen.modified_ns, at);
+        let insert = |seen: Seen, at| self.index.insert_recovered(keyed, seen, at);
         let found = self.settle(keyed, latent, look, insert)?;
         Ok(if latent.is_some() && found != Found::Nowhere { Found::Known } else { found })
+    }
+
+    /// As [`Self::enter`], of many keys of which none is counted, all looked at before the index is told: those of a partition at once. `look`
+    /// is given the number of the key. Gives what became of each.
+    pub(crate) fn enter_all(&self, keys: &[Keyed], look: impl Fn(usize) -> Result<Option<Seen>>) -> Result<Vec<Found>> {
+        let moments = self.index.moments(keys);
+        let looked = keys.iter().enumerate().map(|(number, keyed)| {
+            let found = look(number);
+            self.steps.at(Step::Looked, &keyed.key);
+            found
+        });
+        let found: Vec<Option<Seen>> = looked.collect::<Result<_>>()?;
+        let entered = self.index.enter_all(keys, &found, &moments, |changes| self.recount_all(changes));
+        let became = entered.into_iter().enumerate().map(|(number, entered)| match entered {
+            Entered::New => Ok(found[number].map_or(Found::Nowhere, |seen| Found::New(seen.object.bytes))),
+            Entered::Known => Ok(Found::Known),
+            Entered::Gone => Ok(Found::Nowhere),
+            // Something was removed meanwhile, seldom this.
+            Entered::Stale => self.enter(&keys[number], || look(number)),
+        });
+        became.collect()
     }
 
     /// Counts an object without entering it.
@@ -54,7 +75,7 @@ impl Discover<'_> {
                 Ok(Ok(())) => Entered::New,
                 // The same key on another volume.
                 Ok(Err(other)) if other.volume != seen.object.volume => Entered::Known,
-                Ok(Err(_)) => self.index.insert_recovered(keyed, seen.object, seen.modified_ns, at),
+                Ok(Err(_)) => self.index.insert_recovered(keyed, seen, at),
                 Err(entered) => entered,
             }
         })
@@ -88,9 +109,7 @@ impl Discover<'_> {
             self.steps.at(Step::Looked, &keyed.key);
             let entered = match (sight, found) {
                 // What is counted for a hint changes under its partition's lock.
-                (Sight::Hinted(at), _) => {
-                    self.index.settle_hint(keyed, found, at, |from, to| self.recount(keyed.salt, Some(from), to))
-                }
+                (Sight::Hinted(at), _) => self.index.settle_hint(keyed, found, at, |changes| self.recount_all(changes)),
                 (Sight::Absent(at), Some(seen)) => {
                     self.recount(keyed.salt, counted, Some(seen.object));
                     counted = Some(seen.object);
@@ -111,27 +130,38 @@ impl Discover<'_> {
     }
 
     fn recount(&self, salt: SaltId, from: Option<Held>, to: Option<Held>) {
-        if from == to {
-            return;
+        if from != to {
+            self.recount_all(&[Recount { salt, from, to }]);
         }
-        let apply = |volume: usize, enter: &dyn Fn(&mut Deltas)| {
+    }
+
+    /// Moves bytes in the ledger.
+    fn recount_all(&self, changes: &[Recount]) {
+        let on = |held: Option<Held>, volume| held.filter(|held| held.volume == volume);
+        let apply = |volume: usize, enter: &dyn Fn(&mut Deltas, &Recount)| {
             let mut deltas = Deltas::new();
-            enter(&mut deltas);
-            self.volumes[volume].ledger.apply(&deltas);
-        };
-        match (from, to) {
-            (Some(from), Some(to)) if from.volume == to.volume => apply(to.volume, &|deltas| {
-                deltas.recovered(salt, to.bytes);
-                deltas.deleted(salt, from.bytes);
-            }),
-            _ => {
-                if let Some(to) = to {
-                    apply(to.volume, &|deltas| deltas.recovered(salt, to.bytes));
-                }
-                if let Some(from) = from {
-                    apply(from.volume, &|deltas| deltas.deleted(salt, from.bytes));
-                }
+            changes.iter().for_each(|change| enter(&mut deltas, change));
+            if !deltas.is_empty() {
+                self.volumes[volume].ledger.apply(&deltas);
             }
+        };
+        // What goes from one volume to another is counted twice rather than not at all meanwhile.
+        for volume in 0..self.volumes.len() {
+            apply(volume, &|deltas, Recount { salt, from, to }| {
+                if let Some(to) = on(*to, volume) {
+                    deltas.recovered(*salt, to.bytes);
+                }
+                if let Some(from) = on(*from, volume).filter(|_| to.is_none_or(|to| to.volume == volume)) {
+                    deltas.deleted(*salt, from.bytes);
+                }
+            });
+        }
+        for volume in 0..self.volumes.len() {
+            apply(volume, &|deltas, Recount { salt, from, to }| {
+                if let Some(from) = on(*from, volume).filter(|_| to.is_some_and(|to| to.volume != volume)) {
+                    deltas.deleted(*salt, from.bytes);
+                }
+            });
         }
     }
 }

@@ -125,9 +125,14 @@ impl Hub {
         }
     }
 
+    /// Whether anybody listens.
+    pub(crate) fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed)
+    }
+
     /// Queues an event; called with the key's partition locked. The key is only built when somebody listens.
     pub(crate) fn push(&self, kind: EventKind, bytes: u64, key: impl FnOnce() -> ObjectKey) {
-        if !self.active.load(Ordering::Relaxed) || self.overflowed.load(Ordering::Relaxed) {
+        if !self.is_active() || self.overflowed.load(Ordering::Relaxed) {
             return;
         }
         if self.queued.fetch_add(1, Ordering::Relaxed) >= EVENT_QUEUE_MAX {

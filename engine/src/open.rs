@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::thread::JoinHandle;
 
+use crossbeam::sync::WaitGroup;
 use crossbeam::utils::CachePadded;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -76,17 +77,14 @@ impl Opener {
         for volume in core.volumes.iter() {
             unfinished += volume.dir.remove_unfinished()?;
         }
-        let from_snapshot = core.take_hints();
-        if from_snapshot > 0 {
-            // Who subscribes from now on hears of them at once.
-            core.hub.recovered(&core.index);
-        }
+        let hinted = WaitGroup::new();
+        let theirs = hinted.clone();
         let scan = move || {
             // Whoever waits for the scan must hear of its end, also when it panics.
-            let scanned = catch_unwind(AssertUnwindSafe(|| scan_all(&core, &*progress)));
+            let scanned = catch_unwind(AssertUnwindSafe(|| scan_all(&core, theirs, &*progress)));
             let mut report = scanned
                 .unwrap_or_else(|_| RecoveryReport { error: Some("it panicked".into()), ..RecoveryReport::default() });
-            (report.unfinished, report.from_snapshot) = (unfinished, from_snapshot);
+            report.unfinished = unfinished;
             if report.error.is_none() {
                 match core.sweep_hints() {
                     Ok(gone) => report.gone = gone,
@@ -107,6 +105,13 @@ impl Opener {
         };
         if background {
             engine.scan = Some(spawn("saltern-scan", scan)?);
+            // What the snapshots say is counted from the first moment on.
+            hinted.wait();
+            let core = &engine.core;
+            if core.index.hints() > 0 {
+                // Who subscribes from now on hears of them at once.
+                core.hub.recovered(&core.index);
+            }
         } else {
             scan();
             if let Some(RecoveryReport { error: Some(reason), .. }) = engine.core.recovery.peek() {
@@ -220,11 +225,12 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     std::thread::Builder::new().name(name.into()).spawn(work).map_err(|error| Error::spawn(name, &error))
 }
 
+/// Tells a registry of a pool that lives longer than the rings which adopt it.
 #[expect(unsafe_code, reason = "the engine vouches for its own pools")]
 pub(crate) fn register(registry: &BufferRegistry, pool: &Pool) -> Result<()> {
     let (ptr, len) = pool.span();
     // SAFETY: `Core` holds a clone of each pool that is passed here, and the shards' threads hold `Core` for as long as their
-    // rings live.
+    // rings live; `verify`'s threads borrow what holds theirs.
     unsafe { registry.add(ptr, len) }
 }
 

@@ -1,5 +1,6 @@
-//! Every order of what can happen to one key at once, tried: stores, failing stores, deletes, loads, loads that find damage, pins and
-//! the scan, as steps that are each atomic (a lock is held for each), on a real index and ledger and a model of the disk.
+//! Every order of what can happen to one key at once, tried: stores, failing stores, deletes, loads, loads that find damage, pins,
+//! the scan, somebody who asks the disk, and a snapshot that is read meanwhile, as steps that are each atomic (a lock is held for each), on a real
+//! index and ledger and a model of the disk.
 //!
 //! The search is complete: it takes each choice of who goes next, and starts over for each. A shard's deltas are shared and
 //! applied when it answers, as in the shard.
@@ -7,12 +8,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::discover::Seen;
 use crate::events::Hub;
-use crate::index::{BeginStore, Entered, Epoch, Held, Index, Keyed, Sight};
+use crate::index::{BeginStore, Entered, Held, Index, Keyed, Moments, Recount, Sight};
 use crate::key::{ObjectKey, kv_rank};
 use crate::ledger::{Deltas, Ledger};
+use crate::snapshot::Record;
 
 const BYTES: u64 = 100;
+/// What a snapshot says, where the object has changed since.
+const OTHER_BYTES: u64 = 70;
 const LEASE: Duration = Duration::from_secs(600);
 
 /// A scan has looked often enough: something must be wrong.
@@ -58,12 +63,33 @@ impl World {
         self.ledger.apply(&deltas);
     }
 
+    /// As `Discover::recount_all`.
+    fn recount_all(&self, changes: &[Recount]) {
+        let mut deltas = Deltas::new();
+        for Recount { salt, from, to } in changes {
+            to.iter().for_each(|to| deltas.recovered(*salt, to.bytes));
+            from.iter().for_each(|from| deltas.deleted(*salt, from.bytes));
+        }
+        self.ledger.apply(&deltas);
+    }
+
+    /// A snapshot tells of the object.
+    fn hint(&self, bytes: u64) {
+        let scopes = [self.index.hint_scope(self.keyed.key.scope(), &self.ledger)];
+        let records = [Record { scope: 0, chunk: self.keyed.key.chunk_hash().clone(), bytes, used_ns: 1 }];
+        self.index.add_hints(0, &scopes, &records, |added| {
+            let mut deltas = Deltas::new();
+            added.iter().for_each(|(salt, bytes)| deltas.recovered(*salt, *bytes));
+            self.ledger.apply(&deltas);
+        });
+    }
+
     /// What has to be so when nobody is in the middle of anything.
     fn check(&self) {
         let there = self.disk.unwrap_or(0);
         assert_eq!(self.ledger.totals(), (there, 0), "the books");
         assert_eq!(self.ledger.underflows(), 0);
-        assert_eq!(self.index.objects(), u64::from(self.disk.is_some()), "objects");
+        assert_eq!((self.index.objects(), self.index.hints()), (u64::from(self.disk.is_some()), 0), "objects, hints");
         let found = self.index.lookup_and_pin(std::slice::from_ref(&self.keyed.key), LEASE)[0];
         assert_eq!(found, self.disk, "what a lookup finds");
     }
@@ -79,7 +105,15 @@ enum Kind {
     /// Finds another file than the index knows.
     DamagedLoad,
     Pin,
+    /// Somebody who asks the disk for this key alone.
+    Ask,
+    /// Asks the disk, and then stores.
+    AskedStore,
+    /// The scan, which looks before it knows anything.
     Scan,
+    /// The snapshot's record of the object, as it is; of one that has another size by now.
+    Hint,
+    OldHint,
 }
 
 /// Somebody who does something to the key, a step at a time.
@@ -88,13 +122,14 @@ struct Actor {
     at: u32,
     bytes: u64,
     counted: u64,
-    seen: Option<Epoch>,
+    sight: Option<Sight>,
+    moments: Option<Moments>,
     looks: u32,
 }
 
 impl Actor {
     fn new(kind: Kind) -> Self {
-        Self { kind, at: 0, bytes: 0, counted: 0, seen: None, looks: 0 }
+        Self { kind, at: 0, bytes: 0, counted: 0, sight: None, moments: None, looks: 0 }
     }
 
     /// True when it is done.
@@ -105,7 +140,18 @@ impl Actor {
             Kind::Delete => self.delete(world),
             Kind::Load | Kind::DamagedLoad => self.load(world),
             Kind::Pin => self.pin(world),
+            Kind::Ask => self.ask(world),
+            Kind::AskedStore => {
+                if self.ask(world) {
+                    *self = Self::new(Kind::Store);
+                }
+                false
+            }
             Kind::Scan => self.scan(world),
+            Kind::Hint | Kind::OldHint => {
+                world.hint(if self.kind == Kind::Hint { BYTES } else { OTHER_BYTES });
+                true
+            }
         }
     }
 
@@ -201,29 +247,33 @@ impl Actor {
     }
 
     /// As `Discover::settle`.
-    fn scan(&mut self, world: &mut World) -> bool {
+    fn ask(&mut self, world: &mut World) -> bool {
+        let found = (self.bytes > 0).then_some(Seen { object: Held { bytes: self.bytes, volume: 0 }, modified_ns: 1 });
         match self.at {
             1 => {
-                self.looks += 1;
-                assert!(self.looks < LOOKS_MAX, "a scan looks for ever");
-                self.seen = match world.index.sight(&world.keyed) {
-                    Sight::Absent(seen) => Some(seen),
-                    Sight::Known | Sight::Hinted(_) => None,
-                };
+                self.count_look();
+                self.sight = Some(world.index.sight(&world.keyed));
             }
-            2 if self.seen.is_some() && world.disk.is_some() => self.bytes = world.disk.unwrap_or(0),
-            3 => {
+            2 => self.bytes = world.disk.unwrap_or(0),
+            3 if matches!(self.sight, Some(Sight::Absent(_))) && self.bytes > 0 => {
                 world.recount(self.counted, self.bytes);
                 self.counted = self.bytes;
             }
-            4 => match self
-                .seen
-                .map(|seen| world.index.insert_recovered(&world.keyed, Held { bytes: self.bytes, volume: 0 }, 1, seen))
-            {
-                Some(Entered::New) => return true,
-                Some(Entered::Stale) => self.at = 0,
-                Some(Entered::Known | Entered::Gone) | None => {}
-            },
+            3 => {}
+            4 => {
+                let entered = match (self.sight.take(), found) {
+                    (Some(Sight::Hinted(at)), found) => {
+                        world.index.settle_hint(&world.keyed, found, at, |changes| world.recount_all(changes))
+                    }
+                    (Some(Sight::Absent(at)), Some(found)) => world.index.insert_recovered(&world.keyed, found, at),
+                    _ => Entered::Known,
+                };
+                match entered {
+                    Entered::New => return true,
+                    Entered::Stale => self.at = 0,
+                    Entered::Known | Entered::Gone => {}
+                }
+            }
             _ => {
                 world.recount(self.counted, 0);
                 return true;
@@ -231,12 +281,41 @@ impl Actor {
         }
         false
     }
+
+    /// As `Discover::enter_all`.
+    fn scan(&mut self, world: &mut World) -> bool {
+        let keys = std::slice::from_ref(&world.keyed);
+        match self.at {
+            1 => {
+                self.count_look();
+                self.moments = Some(world.index.moments(keys));
+            }
+            2 => self.bytes = world.disk.unwrap_or(0),
+            _ => {
+                let object = Held { bytes: self.bytes, volume: 0 };
+                let found = [(self.bytes > 0).then_some(Seen { object, modified_ns: 1 })];
+                let moments = self.moments.take().expect("taken before");
+                let entered = world.index.enter_all(keys, &found, &moments, |changes| world.recount_all(changes));
+                if entered[..] != [Entered::Stale] {
+                    return true;
+                }
+                *self = Self { looks: self.looks, ..Self::new(Kind::Ask) };
+            }
+        }
+        false
+    }
+
+    fn count_look(&mut self) {
+        self.looks += 1;
+        assert!(self.looks < LOOKS_MAX, "the disk is looked at for ever");
+    }
 }
 
 /// Runs one order: `choices` says who goes next, as a number among those who are not done; from its end on the first goes.
 /// Gives how many there were to choose from each time.
-fn run(kinds: &[Kind], disk: Option<u64>, choices: &[usize]) -> Vec<usize> {
+fn run(kinds: &[Kind], disk: Option<u64>, hint: Option<u64>, choices: &[usize]) -> Vec<usize> {
     let mut world = World::new(disk);
+    hint.iter().for_each(|bytes| world.hint(*bytes));
     let mut actors: Vec<Actor> = kinds.iter().map(|kind| Actor::new(*kind)).collect();
     let mut widths = Vec::new();
     while !actors.is_empty() {
@@ -247,7 +326,12 @@ fn run(kinds: &[Kind], disk: Option<u64>, choices: &[usize]) -> Vec<usize> {
         }
     }
     world.apply();
-    if disk.is_none() || kinds.contains(&Kind::Scan) {
+    // What comes from a snapshot last is looked for when the scan has ended.
+    if kinds.iter().any(|kind| matches!(kind, Kind::Hint | Kind::OldHint)) {
+        let mut sweep = Actor::new(Kind::Ask);
+        while !sweep.step(&mut world) {}
+    }
+    if disk.is_none() || kinds.iter().any(|kind| matches!(kind, Kind::Scan | Kind::Ask)) {
         world.check();
     }
     widths
@@ -255,12 +339,18 @@ fn run(kinds: &[Kind], disk: Option<u64>, choices: &[usize]) -> Vec<usize> {
 
 /// Tries every order; gives their number.
 fn search(kinds: &[Kind], disk: Option<u64>) -> u64 {
+    search_hinted(kinds, disk, None)
+}
+
+/// As [`search`], of a key that a snapshot has told of.
+fn search_hinted(kinds: &[Kind], disk: Option<u64>, hint: Option<u64>) -> u64 {
     let mut choices: Vec<usize> = Vec::new();
     let mut orders = 0;
     loop {
         let tried = choices.clone();
-        let ran = std::panic::catch_unwind(|| run(kinds, disk, &tried));
-        let widths = ran.unwrap_or_else(|_| panic!("{kinds:?}, on disk {disk:?}, in this order: {tried:?}"));
+        let ran = std::panic::catch_unwind(|| run(kinds, disk, hint, &tried));
+        let widths =
+            ran.unwrap_or_else(|_| panic!("{kinds:?}, on disk {disk:?}, hinted {hint:?}, in this order: {tried:?}"));
         orders += 1;
         // The next order: the last choice that has another alternative takes it.
         choices.resize(widths.len(), 0);
@@ -279,7 +369,7 @@ fn search(kinds: &[Kind], disk: Option<u64>) -> u64 {
 
 #[test]
 fn no_order_of_what_happens_to_a_key_breaks_index_or_books() {
-    use Kind::{DamagedLoad, Delete, FailingStore, Load, Pin, Scan, Store};
+    use Kind::{Ask, AskedStore, DamagedLoad, Delete, FailingStore, Hint, Load, OldHint, Pin, Scan, Store};
     let mut orders = 0;
     // Where the index is whole, nothing is on disk that it does not know.
     for kinds in [
@@ -295,9 +385,49 @@ fn no_order_of_what_happens_to_a_key_breaks_index_or_books() {
         orders += search(kinds, None);
     }
     // While the scan runs, whoever claims a key has asked the disk before; deletes and loads have, too.
-    for kinds in [&[Scan, Scan, Delete][..], &[Scan, Load, Delete], &[Scan, Scan, Load], &[Scan, DamagedLoad, Scan]] {
+    for kinds in [
+        &[Ask, Ask, Delete][..],
+        &[Ask, Load, Delete],
+        &[Ask, Ask, Load],
+        &[Ask, DamagedLoad, Ask],
+        &[Scan, Ask, Delete],
+        &[Scan, Load, Delete],
+        &[Scan, Scan, Load],
+        &[Scan, DamagedLoad, Ask],
+        &[Scan, AskedStore, Delete],
+    ] {
         orders += search(kinds, Some(BYTES));
     }
-    orders += search(&[Scan, Store, Delete], None);
+    for store in [Store, AskedStore] {
+        orders += search(&[Scan, store, Delete], None);
+    }
+    // The scan begins before the snapshot is read; callers come after that, so they meet at most one of both.
+    for hint in [Hint, OldHint] {
+        for disk in [Some(BYTES), None] {
+            for kinds in [&[hint, Scan][..], &[hint, Scan, Scan], &[hint, Scan, Ask], &[hint, Ask, Ask]] {
+                orders += search(kinds, disk);
+            }
+        }
+    }
+    assert!(orders > 5_000, "{orders} orders");
+}
+
+#[test]
+fn no_order_of_what_happens_to_a_hint_breaks_index_or_books() {
+    use Kind::{Ask, AskedStore, Delete, Load, Scan};
+    let mut orders = 0;
+    for hint in [BYTES, OTHER_BYTES] {
+        for disk in [Some(BYTES), None] {
+            for kinds in [
+                &[Scan, Ask, Delete][..],
+                &[Scan, Ask, Load],
+                &[Scan, AskedStore],
+                &[Ask, Ask, Delete],
+                &[Ask, AskedStore],
+            ] {
+                orders += search_hinted(kinds, disk, Some(hint));
+            }
+        }
+    }
     assert!(orders > 5_000, "{orders} orders");
 }

@@ -7,6 +7,9 @@
 //! disk ---------sweep_hints----> settles the rest: those files are gone
 //! ```
 //!
+//! Both begin at the same time: reading the snapshot is the work of one thread, the scan has others. What the scan has met before its record was read
+//! only takes over the time of its last use.
+//!
 //! Each volume has a snapshot of its own objects, which goes with it. The sweep asks the disk for each that is left, instead of taking the scan's silence for an answer: names move while a directory is
 //! read.
 
@@ -19,47 +22,59 @@ use crate::config::Discovery;
 use crate::core::Core;
 use crate::discover::Found;
 use crate::error::{Error, Result};
-use crate::index::{Held, Keyed};
-use crate::ledger::Deltas;
+use crate::index::Keyed;
+use crate::ledger::{Deltas, SaltId};
 use crate::saved;
 use crate::snapshot::{FILE, FILE_BYTES_MAX, Snapshot};
 
+/// Records that are entered together: enough for each partition to get some tens, and few enough to stay in the CPU's cache.
+const BATCH_RECORDS: usize = 4096;
+
 impl Core {
-    /// Takes up what the snapshot says; gives how many objects that are. What is wrong with it is noted, and nothing else comes of
-    /// that. Called before there are callers.
-    pub(crate) fn take_hints(&self) -> u64 {
+    /// Takes up what the snapshot of a volume says; gives how many objects that are. What is wrong with it is noted, and nothing else
+    /// comes of that. Called before there are callers.
+    pub(crate) fn take_hints(&self, volume: usize) -> u64 {
         // Where the index is not to know the whole directory, it is not to know it from a snapshot either.
-        if self.config.discovery == Discovery::Ask {
+        if self.config.discovery == Discovery::Ask || !self.volumes[volume].is_up() {
             return 0;
         }
-        for (number, volume) in self.volumes.up() {
-            let Err(reason) = self.try_take_hints(number) else { continue };
-            let path = volume.dir.path().join(crate::volume::STATE_DIR).join(FILE);
+        let mut told = 0;
+        if let Err(reason) = self.try_take_hints(volume, &mut told) {
+            let path = self.volumes[volume].dir.path().join(crate::volume::STATE_DIR).join(FILE);
             self.note(format!("{}: {reason}; what there is, and since when, is taken from the files", path.display()));
         }
-        self.index.hints()
+        told
     }
 
-    fn try_take_hints(&self, volume: usize) -> Result<(), String> {
+    fn try_take_hints(&self, volume: usize, told: &mut u64) -> Result<(), String> {
         let state = self.volumes[volume].dir.state_dir().map_err(|error| error.to_string())?;
         let contents = saved::read(state.as_fd(), FILE, FILE_BYTES_MAX).map_err(|error| error.to_string())?;
         let Some(contents) = contents else { return Ok(()) };
-        let snapshot = Snapshot::parse(&contents, self.config.layout).map_err(|error| error.to_string())?;
+        let mut snapshot = Snapshot::parse(&contents, self.config.layout).map_err(|error| error.to_string())?;
         let scopes: Vec<_> = snapshot.scopes.iter().map(|scope| self.index.hint_scope(scope, self.ledger())).collect();
         // As many as the file can hold, whatever it says.
         self.index.expect_hints((snapshot.left() as usize).min(contents.len() / crate::snapshot::RECORD_BYTES_MIN));
-        let mut deltas = Deltas::new();
-        let taken = snapshot.into_iter().try_for_each(|record| {
-            let record = record.map_err(|error| error.to_string())?;
-            let scope = &scopes[record.scope as usize];
-            let object = Held { bytes: record.bytes, volume };
-            if self.index.add_hint(scope, record.chunk, object, record.used_ns) {
-                deltas.recovered(scope.salt, record.bytes);
+        let count = |added: &[(SaltId, u64)]| {
+            let mut deltas = Deltas::new();
+            added.iter().for_each(|(salt, bytes)| deltas.recovered(*salt, *bytes));
+            self.volumes[volume].ledger.apply(&deltas);
+        };
+        let mut batch = Vec::with_capacity(BATCH_RECORDS);
+        let mut damage = None;
+        while damage.is_none() {
+            batch.clear();
+            for record in snapshot.by_ref().take(BATCH_RECORDS) {
+                match record {
+                    Ok(record) => batch.push(record),
+                    Err(error) => damage = Some(error.to_string()),
+                }
             }
-            Ok(())
-        });
-        self.volumes[volume].ledger.apply(&deltas);
-        taken
+            if batch.is_empty() {
+                break;
+            }
+            *told += self.index.add_hints(volume, &scopes, &batch, count);
+        }
+        damage.map_or(Ok(()), Err)
     }
 
     /// Looks for the files of all hints that are left, with several threads; gives how many have none.

@@ -10,11 +10,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Entered, Entry, Epoch, Held, Index, Keyed, Origin, PARTITIONS, State, hash_of};
+use super::many::{Recount, Tally, by_partition};
+use super::{Entered, Entry, Epoch, Held, Index, Keyed, Origin, PARTITIONS, Partition, State, hash_of};
 use crate::discover::Seen;
 use crate::events::EventKind;
-use crate::key::{ChunkHash, ObjectKey, Scope};
+use crate::key::{ObjectKey, Scope};
 use crate::ledger::{Ledger, SaltId};
+use crate::snapshot::Record;
 
 /// What the index knows of a key, for those who are about to look at the disk.
 pub(crate) enum Sight {
@@ -52,30 +54,52 @@ impl Index {
         HintScope { id, hash: scope.hash64(), salt: self.scopes[id as usize].salt }
     }
 
-    /// Enters a hint; false when the key is there already. The ledger is told by the caller. Listeners are not: called before there
-    /// can be any.
-    pub(crate) fn add_hint(&self, scope: &HintScope, chunk: ChunkHash, object: Held, used_ns: u64) -> bool {
-        let Held { bytes, volume } = object;
-        let hash = chunk.hash64(scope.hash);
-        let mut partition = self.partition(hash);
-        if partition.find(hash, scope.id, &chunk).is_some() {
-            return false;
+    /// Enters hints of a volume, partition by partition. `count` is told of their bytes before anybody can settle them, with the partition
+    /// locked. Listeners are not told: called before there can be any. Of what the scan has met already the time of use is taken over.
+    /// Gives how many objects of the volume the records have told of.
+    pub(crate) fn add_hints(
+        &self,
+        volume: usize,
+        scopes: &[HintScope],
+        records: &[Record],
+        mut count: impl FnMut(&[(SaltId, u64)]),
+    ) -> u64 {
+        let scope_of = |record: &Record| &scopes[record.scope as usize];
+        let hashes: Vec<u64> = records.iter().map(|record| record.chunk.hash64(scope_of(record).hash)).collect();
+        let (mut told, mut added) = (0, Vec::new());
+        for group in by_partition(hashes.iter().copied()).chunk_by(|a, b| a.partition == b.partition) {
+            let mut partition = self.partitions[group[0].partition as usize].lock();
+            if self.is_lost(volume) {
+                break;
+            }
+            for place in group {
+                let (record, hash) = (&records[place.number as usize], hashes[place.number as usize]);
+                let scope = scope_of(record);
+                if let Some(slot) = partition.find(hash, scope.id, &record.chunk) {
+                    told += u64::from(partition.entries[slot as usize].is_told(volume, record));
+                    continue;
+                }
+                partition.insert(Entry {
+                    hash,
+                    chunk: record.chunk.clone(),
+                    bytes: record.bytes,
+                    used_ns: record.used_ns,
+                    scope: scope.id,
+                    pins: 0,
+                    lease: 0,
+                    loads: 0,
+                    state: State::Hinted,
+                    origin: Origin::found(volume),
+                });
+                added.push((scope.salt, record.bytes));
+            }
+            told += added.len() as u64;
+            self.objects.fetch_add(added.len() as u64, Ordering::Relaxed);
+            self.hints.fetch_add(added.len() as u64, Ordering::Relaxed);
+            count(&added);
+            added.clear();
         }
-        partition.insert(Entry {
-            hash,
-            chunk,
-            bytes,
-            used_ns,
-            scope: scope.id,
-            pins: 0,
-            lease: 0,
-            loads: 0,
-            state: State::Hinted,
-            origin: Origin::found(volume),
-        });
-        self.objects.fetch_add(1, Ordering::Relaxed);
-        self.hints.fetch_add(1, Ordering::Relaxed);
-        true
+        told
     }
 
     /// To be taken before the disk is looked at.
@@ -96,11 +120,27 @@ impl Index {
         keyed: &Keyed,
         found: Option<Seen>,
         seen: Epoch,
-        recount: impl FnOnce(Held, Option<Held>),
+        recount: impl FnOnce(&[Recount]),
     ) -> Entered {
         let mut partition = self.partition(keyed.hash);
         // Without an entry somebody else has found that there is no file: that is looked at again, as for any absent key.
         let Some(slot) = partition.slot(keyed) else { return Entered::Stale };
+        let mut tally = Tally::default();
+        let entered = self.settle_in(&mut partition, slot, keyed, found, seen, &mut tally);
+        self.tell(&mut tally, recount);
+        entered
+    }
+
+    /// As [`Self::settle_hint`], with the partition locked; the caller tells the tally before it unlocks it.
+    pub(super) fn settle_in(
+        &self,
+        partition: &mut Partition,
+        slot: u32,
+        keyed: &Keyed,
+        found: Option<Seen>,
+        seen: Epoch,
+        tally: &mut Tally,
+    ) -> Entered {
         let is_stale = partition.epoch != seen.0;
         let entry = &mut partition.entries[slot as usize];
         if entry.state != State::Hinted {
@@ -109,28 +149,27 @@ impl Index {
         if is_stale || found.is_some_and(|found| self.is_lost(found.object.volume)) {
             return Entered::Stale;
         }
-        let held = entry.held();
-        let before = held.bytes;
-        self.hints.fetch_sub(1, Ordering::Relaxed);
-        let Some(Seen { object, modified_ns }) = found else {
-            recount(held, None);
-            partition.remove(keyed);
-            self.objects.fetch_sub(1, Ordering::Relaxed);
-            self.hub.push(EventKind::Deleted, before, || keyed.key.clone());
+        let (from, to) = (entry.held(), found.map(|found| found.object));
+        if to != Some(from) {
+            tally.recounts.push(Recount { salt: keyed.salt, from: Some(from), to });
+        }
+        tally.hints -= 1;
+        let Some(Seen { object: Held { bytes, volume }, modified_ns }) = found else {
+            partition.vacate(slot);
+            tally.objects -= 1;
+            tally.push(&self.hub, EventKind::Deleted, from.bytes, keyed);
             return Entered::Gone;
         };
-        let bytes = object.bytes;
-        recount(held, Some(object));
-        (entry.state, entry.origin) = (State::Present, Origin::found(object.volume));
-        if bytes == before {
+        (entry.state, entry.origin) = (State::Present, Origin::found(volume));
+        if bytes == from.bytes {
             entry.used_ns = entry.used_ns.max(modified_ns);
         } else {
             // Another object than the one whose use is remembered.
             (entry.bytes, entry.used_ns) = (bytes, modified_ns);
-            self.hub.push(EventKind::Deleted, before, || keyed.key.clone());
-            self.hub.push(EventKind::Recovered, bytes, || keyed.key.clone());
+            tally.push(&self.hub, EventKind::Deleted, from.bytes, keyed);
+            tally.push(&self.hub, EventKind::Recovered, bytes, keyed);
         }
-        self.note_insert(&partition, slot);
+        self.note_insert(partition, slot);
         Entered::New
     }
 
@@ -170,5 +209,16 @@ impl Index {
             Keyed { key, salt: known.salt, hash: entry.hash, scope: entry.scope }
         });
         Some(hints.collect())
+    }
+}
+
+impl Entry {
+    /// Whether a record is of this object, which the scan has met before: then its use is remembered.
+    fn is_told(&mut self, volume: usize, record: &Record) -> bool {
+        let is_found = self.state == State::Present && self.origin == Origin::found(volume);
+        if is_found && self.bytes == record.bytes {
+            self.used_ns = self.used_ns.max(record.used_ns);
+        }
+        is_found
     }
 }

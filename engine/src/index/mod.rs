@@ -9,13 +9,15 @@
 //!
 //! ```text
 //! absent --begin_store--> Storing --commit_store--> Present --begin_delete/doom/take_victim--> Doomed --end_delete--> absent
-//!            (abort_store: back to absent)           ^   ^--insert_recovered (scan, or a look at the disk)
-//! absent --add_hint (snapshot, at open)--> Hinted ----+ settle_hint, when its file was looked for; without one: absent
+//!            (abort_store: back to absent)           ^   ^--insert_recovered (a look at the disk)
+//! absent --add_hints (snapshot, at open)-> Hinted ----+ settle_hint, when its file was looked for; without one: absent
+//!                                   enter_all: insert_recovered and settle_hint of many keys (scan)
 //! ```
 
 mod hints;
 mod locked;
 mod lost;
+mod many;
 mod order;
 mod page;
 mod partition;
@@ -31,12 +33,17 @@ use crossbeam::utils::CachePadded;
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
+use crate::discover::Seen;
 use crate::error::{Error, Result};
 use crate::events::{EventKind, Hub};
 use crate::eviction::PolicyKind;
 use crate::key::{ObjectKey, Scope};
 use crate::ledger::{Ledger, SaltId};
 pub(crate) use hints::Sight;
+#[cfg(test)]
+pub(crate) use many::Moments;
+pub(crate) use many::Recount;
+use many::Tally;
 pub(crate) use order::Whose;
 use order::{Change, Order};
 pub(crate) use victims::{Found, Victim};
@@ -126,7 +133,7 @@ pub(crate) enum BeginStore {
 }
 
 /// What became of an object seen on disk.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Entered {
     /// It is in the index now.
     New,
@@ -134,7 +141,7 @@ pub(crate) enum Entered {
     Known,
     /// Something was removed meanwhile: look at the disk again.
     Stale,
-    /// It was a hint, and has no file: it is not in the index any more.
+    /// It has no file, and is not in the index, or not any more.
     Gone,
 }
 
@@ -454,12 +461,28 @@ impl Index {
     }
 
     /// Enters an object that was seen on disk.
-    pub(crate) fn insert_recovered(&self, keyed: &Keyed, object: Held, used_ns: u64, seen: Epoch) -> Entered {
-        let Held { bytes, volume } = object;
+    pub(crate) fn insert_recovered(&self, keyed: &Keyed, found: Seen, seen: Epoch) -> Entered {
         let mut partition = self.partition(keyed.hash);
         if partition.get(keyed).is_some() {
             return Entered::Known;
         }
+        let mut tally = Tally::default();
+        let entered = self.insert_in(&mut partition, keyed, found, seen, &mut tally);
+        // The caller has told the ledger.
+        self.tell(&mut tally, |_| {});
+        entered
+    }
+
+    /// As [`Self::insert_recovered`] of a key that is absent, with the partition locked; the caller tells the tally before it unlocks it.
+    fn insert_in(
+        &self,
+        partition: &mut Partition,
+        keyed: &Keyed,
+        found: Seen,
+        seen: Epoch,
+        tally: &mut Tally,
+    ) -> Entered {
+        let Held { bytes, volume } = found.object;
         if partition.epoch != seen.0 || self.is_lost(volume) {
             return Entered::Stale;
         }
@@ -467,7 +490,7 @@ impl Index {
             hash: keyed.hash,
             chunk: keyed.key.chunk_hash().clone(),
             bytes,
-            used_ns,
+            used_ns: found.modified_ns,
             scope: keyed.scope,
             pins: 0,
             lease: 0,
@@ -475,9 +498,10 @@ impl Index {
             state: State::Present,
             origin: Origin::found(volume),
         });
-        self.note_insert(&partition, slot);
-        self.objects.fetch_add(1, Ordering::Relaxed);
-        self.hub.push(EventKind::Recovered, bytes, || keyed.key.clone());
+        self.note_insert(partition, slot);
+        tally.objects += 1;
+        tally.recounts.push(Recount { salt: keyed.salt, from: None, to: Some(found.object) });
+        tally.push(&self.hub, EventKind::Recovered, bytes, keyed);
         Entered::New
     }
 

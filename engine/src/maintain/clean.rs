@@ -26,7 +26,7 @@ use super::dir::Dir;
 use super::{Mode, Progress, Refusal, io_error};
 use crate::error::Result;
 use crate::layout::Layout;
-use crate::scan::{Seen, Walk};
+use crate::scan::{Names, Walk};
 use crate::sys::{FileStat, stat_at};
 use crate::volume::{SPARES_DIR, STATE_DIR, TEMP_DIR};
 
@@ -176,19 +176,21 @@ fn list_lmcache(path: &Path, found: &mut Vec<Leftover>, progress: Progress<'_>) 
     let walk = Walk::new(nix::unistd::dup(fd.fd()).map_err(io_error("dup", path))?, path, Layout::NixlSharded, &stop)?;
     let all = Mutex::new(Vec::new());
     let visitor = || {
-        |seen: Seen<'_>| {
-            if let Seen::File { path, stat } = seen
-                && is_lmcache_leftover(path)
-                && let Ok(stat) = stat()
-                && stat.is_regular
-                && let Ok(mut all) = all.lock()
-            {
-                all.push(leftover(LeftoverKind::Lmcache, path.to_owned(), &stat));
+        |names: &Names| {
+            for name in names.iter().filter(|name| name.foreign().is_none()) {
+                let path = name.path();
+                if is_lmcache_leftover(&path)
+                    && let Ok(stat) = name.stat()
+                    && stat.is_regular
+                    && let Ok(mut all) = all.lock()
+                {
+                    all.push(leftover(LeftoverKind::Lmcache, path.into_owned(), &stat));
+                }
             }
             Ok(())
         }
     };
-    walk.run(1, visitor, &|seen| progress(seen, 0))?;
+    walk.run(1, || (), visitor, &|seen| progress(seen, 0))?;
     found.append(&mut all.into_inner().unwrap_or_default());
     Ok(())
 }

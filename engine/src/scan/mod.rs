@@ -20,7 +20,7 @@ use crate::volume::{STATE_DIR, TEMP_DIR, open_dir};
 
 pub use recover::RecoveryReport;
 pub(crate) use recover::{Recovery, scan_all};
-pub(crate) use walk::{Seen, Walk};
+pub(crate) use walk::{Name, Names, Walk};
 
 /// Most foreign entries that a report names.
 pub const FOREIGN_EXAMPLES_MAX: usize = 32;
@@ -89,19 +89,21 @@ pub fn survey(dir: &Path, layout: Layout, threads: usize, progress: &(dyn Fn(u64
     let visitor = || {
         let mut decoder = Decoder::new(layout);
         let mut mine = Gather { all: &all, objects: Vec::new() };
-        move |seen: Seen<'_>| {
-            match look(&mut decoder, &seen) {
-                Look::Object(key, stat) => {
-                    mine.objects.push(Found { key, bytes: stat.bytes, modified_ns: stat.modified_ns });
+        move |names: &Names| {
+            names.iter().try_for_each(|name| {
+                match look(&mut decoder, &name) {
+                    Look::Object(key, stat) => {
+                        mine.objects.push(Found { key, bytes: stat.bytes, modified_ns: stat.modified_ns });
+                    }
+                    Look::Foreign(reason) => mine.all.lock().foreign.add(&name.path(), reason),
+                    Look::Gone => {}
+                    Look::Failed(errno) => return Err(Error::io("statx", dir.join(&*name.path()), errno)),
                 }
-                Look::Foreign(path, reason) => mine.all.lock().foreign.add(path, reason),
-                Look::Gone => {}
-                Look::Failed(path, errno) => return Err(Error::io("statx", dir.join(path), errno)),
-            }
-            Ok(())
+                Ok(())
+            })
         }
     };
-    walk.run(threads.max(1), visitor, progress)?;
+    walk.run(threads.max(1), || (), visitor, progress)?;
     let mut survey = all.into_inner();
     survey.unfinished = count_unfinished(dir)?;
     survey.seconds = start.elapsed().as_secs_f64();
@@ -132,15 +134,15 @@ pub fn sample_names(dir: &Path, limit: usize) -> Result<Vec<String>> {
     let names = Mutex::new(Vec::new());
     walk.run(
         1,
+        || (),
         || {
-            |seen: Seen<'_>| {
-                if let Seen::File { path, .. } = seen {
-                    let mut names = names.lock();
-                    if names.len() < limit {
-                        names.push(path.to_string());
-                    } else {
-                        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-                    }
+            |seen: &Names| {
+                let mut names = names.lock();
+                let files = seen.iter().filter(|name| name.foreign().is_none());
+                let room = limit - names.len();
+                names.extend(files.take(room).map(|name| name.path().into_owned()));
+                if names.len() == limit {
+                    stop.store(true, std::sync::atomic::Ordering::Relaxed);
                 }
                 Ok(())
             }
@@ -150,26 +152,26 @@ pub fn sample_names(dir: &Path, limit: usize) -> Result<Vec<String>> {
     Ok(names.into_inner())
 }
 
-enum Look<'a> {
+enum Look {
     Object(ObjectKey, crate::sys::FileStat),
-    Foreign(&'a str, String),
+    Foreign(String),
     /// It vanished while we looked.
     Gone,
-    Failed(&'a str, nix::errno::Errno),
+    Failed(nix::errno::Errno),
 }
 
 /// Parses a name, and looks at the file where it is an object's.
-fn look<'a>(decoder: &mut Decoder, seen: &Seen<'a>) -> Look<'a> {
-    match seen {
-        Seen::Foreign { path, reason } => Look::Foreign(path, (*reason).into()),
-        Seen::File { path, stat } => match decoder.decode(path) {
-            Err(reason) => Look::Foreign(path, reason.to_string()),
-            Ok(key) => match stat() {
-                Ok(stat) if stat.is_regular => Look::Object(key, stat),
-                Ok(_) => Look::Foreign(path, "not a regular file".into()),
-                Err(nix::errno::Errno::ENOENT) => Look::Gone,
-                Err(errno) => Look::Failed(path, errno),
-            },
+fn look(decoder: &mut Decoder, name: &Name<'_>) -> Look {
+    if let Some(reason) = name.foreign() {
+        return Look::Foreign(reason.into());
+    }
+    match decoder.decode(&name.path()) {
+        Err(reason) => Look::Foreign(reason.to_string()),
+        Ok(key) => match name.stat() {
+            Ok(stat) if stat.is_regular => Look::Object(key, stat),
+            Ok(_) => Look::Foreign("not a regular file".into()),
+            Err(nix::errno::Errno::ENOENT) => Look::Gone,
+            Err(errno) => Look::Failed(errno),
         },
     }
 }

@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 
 use super::Foreign;
-use super::walk::{Seen, Walk};
+use super::walk::{Name, Names, Walk};
 use crate::config::Discovery;
 use crate::core::Core;
 use crate::discover::{self, Found};
@@ -97,13 +97,13 @@ impl Drop for Share<'_> {
     }
 }
 
-/// Scans all volumes, side by side, into index and ledger. A volume that cannot be read to the end is taken out where it may be missing, and
-/// is not the last.
-pub(crate) fn scan_all(core: &Arc<Core>, progress: &(dyn Fn(u64) + Send + Sync)) -> RecoveryReport {
+/// Scans all volumes, side by side, into index and ledger, and takes up what their snapshots say meanwhile: when all have, `hinted` is
+/// dropped. A volume that cannot be read to the end is taken out where it may be missing, and is not the last.
+pub(crate) fn scan_all(core: &Arc<Core>, hinted: WaitGroup, progress: &(dyn Fn(u64) + Send + Sync)) -> RecoveryReport {
     let start = Instant::now();
     let seen: Vec<_> = core.volumes.iter().map(|_| AtomicU64::new(0)).collect();
     let twins = WaitGroup::new();
-    let scan_one = |volume: usize| {
+    let scan_one = |volume: usize, hinted: WaitGroup| {
         let scan = Scan {
             core,
             volume,
@@ -111,7 +111,7 @@ pub(crate) fn scan_all(core: &Arc<Core>, progress: &(dyn Fn(u64) + Send + Sync))
             counts_only: core.config.discovery == Discovery::Ask,
             twins: &twins,
         };
-        scan.run(&|count| {
+        scan.run(hinted, &|count| {
             seen[volume].store(count, Ordering::Relaxed);
             progress(seen.iter().map(|count| count.load(Ordering::Relaxed)).sum());
         })
@@ -120,16 +120,16 @@ pub(crate) fn scan_all(core: &Arc<Core>, progress: &(dyn Fn(u64) + Send + Sync))
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..core.volumes.len())
             .map(|volume| {
-                let name = format!("saltern-scan-{volume}");
-                (volume, std::thread::Builder::new().name(name).spawn_scoped(scope, move || scan_one(volume)))
+                let (name, hinted) = (format!("saltern-scan-{volume}"), hinted.clone());
+                (volume, std::thread::Builder::new().name(name).spawn_scoped(scope, move || scan_one(volume, hinted)))
             })
             .collect();
-        total.add(scan_one(0));
+        total.add(scan_one(0, hinted));
         for (volume, thread) in others {
             total.add(match thread {
                 Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-                // A thread that cannot be had is no error: it takes longer.
-                Err(_) => scan_one(volume),
+                // A thread that cannot be had is no error: it takes longer, and nobody waits for these hints.
+                Err(_) => scan_one(volume, WaitGroup::new()),
             });
         }
     });
@@ -143,6 +143,7 @@ impl RecoveryReport {
     fn add(&mut self, other: Self) {
         self.objects += other.objects;
         self.bytes += other.bytes;
+        self.from_snapshot += other.from_snapshot;
         self.foreign.merge(other.foreign);
         self.error = self.error.take().or(other.error);
     }
@@ -159,19 +160,25 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    fn run(&self, progress: &(dyn Fn(u64) + Sync)) -> RecoveryReport {
+    /// The first of its threads takes the snapshot's hints before it joins the others; `hinted` is dropped then.
+    fn run(&self, hinted: WaitGroup, progress: &(dyn Fn(u64) + Sync)) -> RecoveryReport {
         let Self { core, volume, .. } = *self;
         let dir = &core.volumes[volume].dir;
         let total = Mutex::new(RecoveryReport::default());
+        let mut from_snapshot = 0;
         let scanned = dir.reopen().and_then(|fd| {
             let walk = Walk::new(fd, dir.path(), self.layout, &core.recovery.stop)?;
+            let first = || {
+                from_snapshot = core.take_hints(volume);
+                drop(hinted);
+            };
             let visitor = || {
                 let mut decoder = Decoder::new(self.layout);
                 let mut share = Share { total: &total, objects: 0, bytes: 0 };
                 let mut last = None;
-                move |seen: Seen<'_>| self.visit(&mut decoder, &mut last, &mut share, &seen)
+                move |names: &Names| self.visit(&mut decoder, &mut last, &mut share, names)
             };
-            walk.run(core.config.scan_threads, visitor, progress)
+            walk.run(core.config.scan_threads, first, visitor, progress)
         });
         if let Err(error) = &scanned
             && !core.config.require_volumes
@@ -179,6 +186,7 @@ impl Scan<'_> {
             core.give_up_on(volume, format!("the scan failed: {error}"));
         }
         let mut report = total.into_inner();
+        report.from_snapshot = from_snapshot;
         if core.volumes[volume].is_up() {
             report.error = scanned.err().map(|error| error.to_string());
         }
@@ -190,29 +198,49 @@ impl Scan<'_> {
         decoder: &mut Decoder,
         last: &mut Option<LastScope>,
         share: &mut Share<'_>,
-        seen: &Seen<'_>,
+        names: &Names,
     ) -> Result<()> {
         let Self { core, volume, .. } = *self;
-        let (path, stat) = match seen {
-            Seen::File { path, stat } => (path, stat),
-            Seen::Foreign { path, reason } => {
-                share.total.lock().foreign.add(path, reason);
-                return Ok(());
-            }
-        };
-        let key = match decoder.decode(path) {
-            Ok(key) => key,
-            Err(reason) => {
-                share.total.lock().foreign.add(path, reason);
-                return Ok(());
-            }
-        };
         if !core.volumes[volume].is_up() {
             return Err(core.volume_failed(volume));
         }
-        let keyed = core.index.keyed_in_turn(key, core.ledger(), last);
-        let total = share.total;
-        let look = || match stat() {
+        let (mut keys, mut files) = (Vec::new(), Vec::new());
+        for name in names.iter() {
+            let path = name.path();
+            let foreign = |reason: &dyn ToString| share.total.lock().foreign.add(&path, reason.to_string());
+            match (name.foreign(), decoder.decode(&path)) {
+                (Some(reason), _) => foreign(&reason),
+                (None, Err(reason)) => foreign(&reason),
+                (None, Ok(key)) => {
+                    keys.push(core.index.keyed_in_turn(key, core.ledger(), last));
+                    files.push(name);
+                }
+            }
+        }
+        let look = |number: usize| self.look(files[number], share.total);
+        let discover = core.discover();
+        let found = if self.counts_only {
+            keys.iter().enumerate().map(|(number, keyed)| discover.count(keyed, || look(number))).collect()
+        } else {
+            discover.enter_all(&keys, look)
+        };
+        for ((found, keyed), name) in found?.into_iter().zip(keys).zip(&files) {
+            match found {
+                Found::New(bytes) => {
+                    share.objects += 1;
+                    share.bytes += bytes;
+                }
+                Found::Known if !core.volumes.is_single() => self.note_twin(keyed, &name.path())?,
+                Found::Known | Found::Nowhere => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What there is under a name that may be an object's.
+    fn look(&self, name: Name<'_>, total: &Mutex<RecoveryReport>) -> Result<Option<discover::Seen>> {
+        let Self { core, volume, .. } = *self;
+        match name.stat() {
             // What a lost volume has is nowhere.
             Ok(_) if !core.volumes[volume].is_up() => Ok(None),
             Ok(stat) if stat.is_regular => {
@@ -220,23 +248,12 @@ impl Scan<'_> {
                 Ok(Some(discover::Seen { object, modified_ns: stat.modified_ns }))
             }
             Ok(_) => {
-                total.lock().foreign.add(path, "not a regular file");
+                total.lock().foreign.add(&name.path(), "not a regular file");
                 Ok(None)
             }
             Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(Error::io("statx", core.volumes[volume].dir.path().join(path), errno)),
-        };
-        let discover = core.discover();
-        let found = if self.counts_only { discover.count(&keyed, look) } else { discover.enter(&keyed, look) };
-        match found? {
-            Found::New(bytes) => {
-                share.objects += 1;
-                share.bytes += bytes;
-            }
-            Found::Known if !core.volumes.is_single() => self.note_twin(keyed, path)?,
-            Found::Known | Found::Nowhere => {}
+            Err(errno) => Err(Error::io("statx", core.volumes[volume].dir.path().join(&*name.path()), errno)),
         }
-        Ok(())
     }
 
     /// The key was known: if by a file of another volume, its home shard decides which of them stays.

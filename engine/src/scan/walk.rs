@@ -3,6 +3,7 @@
 //! Reading names is serial in the kernel (a directory has one lock and one position), looking at the files is not: so
 //! threads take turns in reading some hundred names, and look at them side by side.
 
+use std::borrow::Cow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,25 +38,63 @@ struct Level {
     names: nix::dir::OwningIter,
 }
 
-/// One name, as the walk passes it on.
-pub(crate) enum Seen<'a> {
-    /// A regular file by its name's type, not looked at yet; path relative to the volume.
-    File { path: &'a str, stat: &'a dyn Fn() -> Result<FileStat, Errno> },
-    /// Something that cannot be an object, with the reason.
-    Foreign { path: &'a str, reason: &'static str },
-}
-
-/// Names read by one thread in its turn.
-struct Chunk {
+/// Names of one directory, read by one thread in its turn.
+pub(crate) struct Names {
     prefix: Arc<str>,
     dir: Arc<OwnedFd>,
     text: String,
     /// End of each name in `text`, and what is known of it.
-    names: Vec<(usize, Kind)>,
+    ends: Vec<(usize, Kind)>,
+}
+
+/// One of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Name<'a> {
+    of: &'a Names,
+    name: &'a str,
+    kind: Kind,
+}
+
+impl Names {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Name<'_>> {
+        let mut start = 0;
+        self.ends.iter().map(move |(end, kind)| {
+            let name = &self.text[start..*end];
+            start = *end;
+            Name { of: self, name, kind: *kind }
+        })
+    }
+
+    fn add(&mut self, name: &str, kind: Kind) {
+        self.text.push_str(name);
+        self.ends.push((self.text.len(), kind));
+    }
+}
+
+impl<'a> Name<'a> {
+    /// Relative to the volume.
+    pub(crate) fn path(&self) -> Cow<'a, str> {
+        let prefix = &*self.of.prefix;
+        if prefix.is_empty() { Cow::Borrowed(self.name) } else { Cow::Owned([prefix, self.name].concat()) }
+    }
+
+    /// Why it cannot be an object, where its type tells.
+    pub(crate) fn foreign(&self) -> Option<&'static str> {
+        match self.kind {
+            Kind::File => None,
+            Kind::Foreign(reason) => Some(reason),
+        }
+    }
+
+    /// Looks at the file: its type may not have been known.
+    pub(crate) fn stat(&self) -> Result<FileStat, Errno> {
+        stat_at(self.of.dir.as_fd(), self.name)
+    }
 }
 
 #[derive(Clone, Copy)]
 enum Kind {
+    /// A regular file by its name's type.
     File,
     Foreign(&'static str),
 }
@@ -94,10 +133,11 @@ impl<'a> Walk<'a> {
         self.seen.load(Ordering::Relaxed)
     }
 
-    /// Runs on `threads` threads (this one among them); each gets a visitor of its own, which sees every name once.
-    pub(crate) fn run<V: FnMut(Seen<'_>) -> Result<()> + Send>(
+    /// Runs on `threads` threads (this one among them, once it has done `first`); each gets a visitor of its own, and every name is seen once.
+    pub(crate) fn run<V: FnMut(&Names) -> Result<()> + Send>(
         &self,
         threads: usize,
+        first: impl FnOnce(),
         visitor: impl Fn() -> V + Sync,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<()> {
@@ -107,34 +147,23 @@ impl<'a> Walk<'a> {
                 // A thread that cannot be had is no error: the others do its work.
                 let _ = std::thread::Builder::new().name("saltern-scan".into()).spawn_scoped(scope, work);
             }
+            first();
             self.work(visitor(), progress);
         });
         progress(self.seen());
         self.failed.lock().take().map_or(Ok(()), Err)
     }
 
-    fn work(&self, mut visit: impl FnMut(Seen<'_>) -> Result<()>, progress: &dyn Fn(u64)) {
+    fn work(&self, mut visit: impl FnMut(&Names) -> Result<()>, progress: &dyn Fn(u64)) {
         let mut spare = String::new();
-        while let Some(chunk) = self.next_chunk(std::mem::take(&mut spare)) {
-            let mut start = 0;
-            let mut path = String::with_capacity(256);
-            for (end, kind) in &chunk.names {
-                let name = &chunk.text[start..*end];
-                start = *end;
-                path.clear();
-                path.push_str(&chunk.prefix);
-                path.push_str(name);
-                let seen = match kind {
-                    Kind::File => Seen::File { path: &path, stat: &|| stat_at(chunk.dir.as_fd(), name) },
-                    Kind::Foreign(reason) => Seen::Foreign { path: &path, reason },
-                };
-                if let Err(error) = visit(seen) {
-                    self.fail(error);
-                    return;
-                }
+        while let Some(names) = self.next_names(std::mem::take(&mut spare)) {
+            if let Err(error) = visit(&names) {
+                self.fail(error);
+                return;
             }
-            progress(self.seen.fetch_add(chunk.names.len() as u64, Ordering::Relaxed) + chunk.names.len() as u64);
-            spare = chunk.text;
+            let count = names.ends.len() as u64;
+            progress(self.seen.fetch_add(count, Ordering::Relaxed) + count);
+            spare = names.text;
         }
     }
 
@@ -144,7 +173,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Reads the next names, whichever directory they are in.
-    fn next_chunk(&self, mut text: String) -> Option<Chunk> {
+    fn next_names(&self, mut text: String) -> Option<Names> {
         text.clear();
         let mut levels = self.levels.lock();
         loop {
@@ -152,21 +181,21 @@ impl<'a> Walk<'a> {
                 return None;
             }
             let level = levels.last_mut()?;
-            let mut chunk = Chunk {
+            let mut names = Names {
                 prefix: level.prefix.clone(),
                 dir: level.dir.clone(),
                 text,
-                names: Vec::with_capacity(CHUNK_NAMES),
+                ends: Vec::with_capacity(CHUNK_NAMES),
             };
             let mut below = Vec::new();
             let mut ended = false;
-            while chunk.names.len() < CHUNK_NAMES {
+            while names.ends.len() < CHUNK_NAMES {
                 match level.names.next() {
                     None => {
                         ended = true;
                         break;
                     }
-                    Some(Ok(entry)) => self.sort_in(level.depth, &entry, &mut chunk, &mut below),
+                    Some(Ok(entry)) => self.sort_in(level.depth, &entry, &mut names, &mut below),
                     Some(Err(errno)) => {
                         let path = self.root.join(&*level.prefix);
                         self.failed.lock().get_or_insert(Error::io("readdir", path, errno));
@@ -178,58 +207,51 @@ impl<'a> Walk<'a> {
             if ended {
                 levels.pop();
             }
-            self.descend(&mut levels, &mut chunk, below);
-            if chunk.names.is_empty() {
-                text = chunk.text;
+            self.descend(&mut levels, &mut names, below);
+            if names.ends.is_empty() {
+                text = names.text;
                 continue;
             }
-            return Some(chunk);
+            return Some(names);
         }
     }
 
     /// Sorts one name into files, directories to walk, and what is foreign.
-    fn sort_in(&self, depth: usize, entry: &nix::dir::Entry, chunk: &mut Chunk, below: &mut Vec<(String, usize)>) {
+    fn sort_in(&self, depth: usize, entry: &nix::dir::Entry, names: &mut Names, below: &mut Vec<(String, usize)>) {
         let raw = entry.file_name().to_bytes();
         let is_state = depth == 0 && raw == STATE_DIR.as_bytes();
         if raw == b"." || raw == b".." || is_state {
             return;
         }
-        let mut add = |name: &str, kind| {
-            chunk.text.push_str(name);
-            chunk.names.push((chunk.text.len(), kind));
-        };
         let Ok(name) = std::str::from_utf8(raw) else {
-            return add(&String::from_utf8_lossy(raw), Kind::Foreign("its name is not UTF-8"));
+            return names.add(&String::from_utf8_lossy(raw), Kind::Foreign("its name is not UTF-8"));
         };
         match entry.file_type() {
-            Some(Type::File) => add(name, Kind::File),
+            Some(Type::File) => names.add(name, Kind::File),
             // The file system does not tell in the listing: statx will.
-            None => add(name, Kind::File),
+            None => names.add(name, Kind::File),
             Some(Type::Directory) => {
                 let shard = name.len() == 2 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
                 if self.layout.is_sharded() && depth < SHARD_DEPTH && shard {
-                    below.push((format!("{}{name}/", chunk.prefix), depth + 1));
+                    below.push((format!("{}{name}/", names.prefix), depth + 1));
                 } else {
-                    add(name, Kind::Foreign("a directory"));
+                    names.add(name, Kind::Foreign("a directory"));
                 }
             }
-            Some(Type::Symlink) => add(name, Kind::Foreign("a symbolic link; links are not followed")),
-            Some(_) => add(name, Kind::Foreign("not a regular file")),
+            Some(Type::Symlink) => names.add(name, Kind::Foreign("a symbolic link; links are not followed")),
+            Some(_) => names.add(name, Kind::Foreign("not a regular file")),
         }
     }
 
-    fn descend(&self, levels: &mut Vec<Level>, chunk: &mut Chunk, below: Vec<(String, usize)>) {
+    fn descend(&self, levels: &mut Vec<Level>, names: &mut Names, below: Vec<(String, usize)>) {
         for (prefix, depth) in below {
-            let name = &prefix[chunk.prefix.len()..prefix.len() - 1];
-            let opened = nix::fcntl::openat(&*chunk.dir, name, OPEN_DIR, Mode::empty())
+            let name = &prefix[names.prefix.len()..prefix.len() - 1];
+            let opened = nix::fcntl::openat(&*names.dir, name, OPEN_DIR, Mode::empty())
                 .and_then(|fd| self.level(fd, prefix.as_str().into(), depth));
             match opened {
                 Ok(level) => levels.push(level),
                 Err(Errno::ENOENT) => {}
-                Err(_) => {
-                    chunk.text.push_str(name);
-                    chunk.names.push((chunk.text.len(), Kind::Foreign("a directory that cannot be opened")));
-                }
+                Err(_) => names.add(name, Kind::Foreign("a directory that cannot be opened")),
             }
         }
     }

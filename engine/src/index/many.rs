@@ -1,0 +1,115 @@
+//! Many keys at once, as the scan meets them and a snapshot tells of them: partition by partition, so that each is locked once for all of
+//! its keys, and its memory is asked for side by side instead of after each lock.
+
+use std::sync::atomic::Ordering;
+
+use super::{Entered, Epoch, Held, Index, Keyed};
+use crate::discover::Seen;
+use crate::events::{Event, EventKind, Hub};
+use crate::ledger::SaltId;
+
+/// One of many keys: its partition, and which it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) partition: u32,
+    pub(super) number: u32,
+}
+
+/// Keys by their hashes, those of a partition side by side.
+pub(super) fn by_partition(hashes: impl Iterator<Item = u64>) -> Vec<Place> {
+    let place = |(number, hash)| Place { partition: Index::partition_number(hash) as u32, number };
+    let mut places: Vec<Place> = (0..).zip(hashes).map(place).collect();
+    places.sort_unstable();
+    places
+}
+
+/// What an object's bytes in the ledger were, and what they are.
+#[derive(Debug)]
+pub(crate) struct Recount {
+    pub(crate) salt: SaltId,
+    pub(crate) from: Option<Held>,
+    pub(crate) to: Option<Held>,
+}
+
+/// What changes of a partition, which is locked, have to be told to others before it is unlocked.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) objects: i64,
+    pub(super) hints: i64,
+    pub(super) recounts: Vec<Recount>,
+    pub(super) events: Vec<Event>,
+}
+
+impl Tally {
+    /// A change for listeners, where there are any.
+    pub(super) fn push(&mut self, hub: &Hub, kind: EventKind, bytes: u64, keyed: &Keyed) {
+        if hub.is_active() {
+            self.events.push(Event { kind, key: keyed.key.clone(), bytes });
+        }
+    }
+}
+
+/// What the index knew of keys before the disk was looked at: the moment of each partition that they are in.
+pub(crate) struct Moments {
+    places: Vec<Place>,
+    /// One for each run of places of one partition.
+    epochs: Vec<Epoch>,
+}
+
+impl Index {
+    /// To be taken before the disk is looked at for these keys.
+    pub(crate) fn moments(&self, keys: &[Keyed]) -> Moments {
+        let places = by_partition(keys.iter().map(|keyed| keyed.hash));
+        let groups = places.chunk_by(|a, b| a.partition == b.partition);
+        let epochs = groups.map(|group| Epoch(self.partitions[group[0].partition as usize].lock().epoch)).collect();
+        Moments { places, epochs }
+    }
+
+    /// Enters what was found since `moments` for its keys, in their order: new objects, and what settles hints. `recount` moves their bytes in
+    /// the ledger; it is called with a partition locked, before anybody can see what is new there. Gives what became of each.
+    pub(crate) fn enter_all(
+        &self,
+        keys: &[Keyed],
+        found: &[Option<Seen>],
+        moments: &Moments,
+        mut recount: impl FnMut(&[Recount]),
+    ) -> Vec<Entered> {
+        let mut entered = vec![Entered::Known; keys.len()];
+        let (mut tally, mut slots) = (Tally::default(), Vec::new());
+        let groups = moments.places.chunk_by(|a, b| a.partition == b.partition);
+        for (group, epoch) in groups.zip(&moments.epochs) {
+            let mut partition = self.partitions[group[0].partition as usize].lock();
+            // All are looked up before one is changed: what a key leads to is mostly not in the CPU's cache, and is waited for once for several. No
+            // two names have the same key.
+            slots.clear();
+            slots.extend(group.iter().map(|place| partition.slot(&keys[place.number as usize])));
+            for (Place { number, .. }, slot) in group.iter().zip(&slots) {
+                let (keyed, found) = (&keys[*number as usize], found[*number as usize]);
+                entered[*number as usize] = match (*slot, found) {
+                    (Some(slot), _) => self.settle_in(&mut partition, slot, keyed, found, *epoch, &mut tally),
+                    (None, Some(found)) => self.insert_in(&mut partition, keyed, found, *epoch, &mut tally),
+                    (None, None) => Entered::Gone,
+                };
+            }
+            self.tell(&mut tally, &mut recount);
+        }
+        entered
+    }
+
+    /// Tells what has changed in a partition, which is locked still: the ledger before listeners.
+    pub(super) fn tell(&self, tally: &mut Tally, recount: impl FnOnce(&[Recount])) {
+        if tally.objects != 0 {
+            self.objects.fetch_add(std::mem::take(&mut tally.objects) as u64, Ordering::Relaxed);
+        }
+        if tally.hints != 0 {
+            self.hints.fetch_add(std::mem::take(&mut tally.hints) as u64, Ordering::Relaxed);
+        }
+        if !tally.recounts.is_empty() {
+            recount(&tally.recounts);
+            tally.recounts.clear();
+        }
+        for Event { kind, key, bytes } in tally.events.drain(..) {
+            self.hub.push(kind, bytes, || key);
+        }
+    }
+}
