@@ -33,7 +33,8 @@ use crate::integrity::{ALGORITHM, STAMP_NAME, Stamp};
 use crate::key::ObjectKey;
 use crate::layout::Layout;
 use crate::mem::{IoBuffer, Pool};
-use crate::ring::{Completion, Op, Request, Ring, Wait};
+use crate::open::register;
+use crate::ring::{BufferRegistry, Completion, Op, Request, Ring, Wait};
 use crate::scan::{Foreign, Found, survey};
 use crate::sys::{FileStat, get_attribute, set_attribute, stat_fd};
 use crate::volume::STATE_DIR;
@@ -130,7 +131,7 @@ pub struct Verification {
     pub foreign: Foreign,
     /// Unfinished stores.
     pub unfinished: u64,
-    /// Time that reading took, without that for names and sizes.
+    /// Time that reading took, without that for names and sizes, and for memory.
     pub seconds: f64,
     /// Whether it was stopped before its end.
     pub is_cancelled: bool,
@@ -151,7 +152,8 @@ pub fn verify(
     let dir = Dir::open(path)?;
     let _lock = if options.repair || options.stamp { Some(dir.lock()?) } else { None };
     let found = survey(path, layout, options.threads, &|seen| progress(seen, 0))?;
-    let start = Instant::now();
+    let threads = options.threads.max(1);
+    let memory = Memory::new(options.depth.div_ceil(threads).max(1), threads)?;
     let work = Work {
         dir: &dir,
         layout,
@@ -164,8 +166,8 @@ pub fn verify(
         cancel,
         progress,
     };
-    let threads = options.threads.max(1);
-    let run = || -> Result<()> { Reader::new(&work, options.depth.div_ceil(threads).max(1))?.run() };
+    let start = Instant::now();
+    let run = || -> Result<()> { Reader::new(&work, &memory)?.run() };
     std::thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
         let mine = run();
@@ -193,6 +195,23 @@ fn quarantine(dir: &Dir, all: &mut Verification) -> Result<()> {
         }
     }
     if all.damaged.iter().any(|finding| finding.moved_to.is_some()) { dir.sync() } else { Ok(()) }
+}
+
+/// The buffers of all threads, known to their rings: else the kernel pins their pages for each read. Lives longer than
+/// the rings.
+struct Memory {
+    /// Of each thread.
+    depth: usize,
+    pool: Pool,
+    registry: BufferRegistry,
+}
+
+impl Memory {
+    fn new(depth: usize, threads: usize) -> Result<Self> {
+        let (pool, registry) = (Pool::new(threads * depth * PIECE_BYTES)?, BufferRegistry::new());
+        register(&registry, &pool)?;
+        Ok(Self { depth, pool, registry })
+    }
 }
 
 /// What the threads share.
@@ -241,15 +260,15 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(work: &'a Work<'a>, depth: usize) -> Result<Self> {
+    fn new(work: &'a Work<'a>, memory: &Memory) -> Result<Self> {
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)
             .map_err(|errno| Error::io("eventfd", "(verify)", errno))?;
-        let pool = Pool::new(depth * PIECE_BYTES)?;
-        let free = (0..depth)
-            .map(|_| pool.alloc(PIECE_BYTES).map(|buffer| IoBuffer::new(buffer.into())))
+        let free = (0..memory.depth)
+            .map(|_| memory.pool.alloc(PIECE_BYTES).map(|buffer| IoBuffer::new(buffer.into())))
             .collect::<Result<_>>()?;
-        let ring = Ring::new(depth, ALIGN_DEFAULT, Arc::new(wake))?;
-        Ok(Self { work, ring, free, actives: Slab::with_capacity(depth), again: Vec::new() })
+        let mut ring = Ring::new(memory.depth, ALIGN_DEFAULT, Arc::new(wake))?;
+        ring.adopt(&memory.registry);
+        Ok(Self { work, ring, free, actives: Slab::with_capacity(memory.depth), again: Vec::new() })
     }
 
     fn run(mut self) -> Result<()> {
