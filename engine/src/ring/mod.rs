@@ -33,7 +33,7 @@ pub(crate) use buffers::{BufferRegistry, FixedBuffers};
 pub use build::RingReport;
 pub(crate) use build::report;
 pub(crate) use priority::Priorities;
-use slots::{InFlight, Slots};
+use slots::{InFlight, Slots, Step};
 
 /// What a request does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,9 +74,6 @@ pub(crate) enum Wait {
     /// As `Forever`, but at most so many microseconds.
     AtMostUs(u32),
 }
-
-/// How often one request is continued or repeated before it fails with EIO.
-const CONTINUE_MAX: u32 = 256;
 
 /// Marks the completion of the wake-up read, which has no slot.
 const WAKE: u64 = u64::MAX;
@@ -230,8 +227,10 @@ impl Ring {
             }
         }
         for (user_data, result) in ended {
-            if let Some(completion) = self.complete(user_data, result) {
-                each(completion);
+            match self.slots.complete(user_data, result, self.align) {
+                Some(Step::Ended(completion)) => each(completion),
+                Some(Step::Again(slot)) => self.again.push(slot),
+                None => {}
             }
         }
         Ok(())
@@ -261,22 +260,6 @@ impl Ring {
         }
     }
 
-    /// One CQE: final, or to be continued.
-    fn complete(&mut self, user_data: u64, result: i32) -> Option<Completion> {
-        let slot = self.slots.resolve(user_data)?;
-        let flight = self.slots.get_mut(slot);
-        match flight.progress(result, self.align) {
-            None => {
-                self.again.push(slot);
-                None
-            }
-            Some(result) => {
-                let flight = self.slots.remove(slot);
-                Some(Completion { token: flight.request.token, result })
-            }
-        }
-    }
-
     /// Waits until nothing is in flight.
     ///
     /// # Errors
@@ -286,37 +269,6 @@ impl Ring {
             self.submit(Wait::Forever, &mut each)?;
         }
         Ok(())
-    }
-}
-
-impl InFlight {
-    /// Takes one result of the kernel; `Some` when the request has ended, `None` when it has to go on.
-    fn progress(&mut self, result: i32, align: usize) -> Option<Result<usize, Errno>> {
-        let len = self.request.span.as_ref().map_or(0, Span::len);
-        self.rounds += 1;
-        if self.rounds > CONTINUE_MAX {
-            return Some(Err(Errno::EIO));
-        }
-        if result < 0 {
-            return match Errno::from_raw(-result) {
-                // Not a sync: repeated, it may succeed without having written what the first could not.
-                Errno::EINTR | Errno::EAGAIN if matches!(self.request.op, Op::Read | Op::Write) => None,
-                errno => Some(Err(errno)),
-            };
-        }
-        self.done += result as usize;
-        if self.done >= len {
-            return Some(Ok(self.done));
-        }
-        match self.request.op {
-            // A direct read that stops off the grid has met the end of the file, as one that reads nothing.
-            Op::Read if result == 0 || !self.done.is_multiple_of(align) => Some(Ok(self.done)),
-            Op::Write if result == 0 => Some(Err(Errno::EIO)),
-            _ => {
-                self.done -= self.done % align;
-                None
-            }
-        }
     }
 }
 

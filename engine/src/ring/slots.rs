@@ -1,6 +1,16 @@
-//! The slot table: what is in flight, by index and generation.
+//! The slot table: what is in flight, by index and generation, and how a request goes on with each result of the kernel. Used by one thread.
+//!
+//! ```text
+//! free --insert--> in flight --complete: the rest is still to come, or it was interrupted--> in flight
+//!                            --complete: all is there, or it failed--> free, one generation later
+//! ```
 
-use super::{Request, Span};
+use nix::errno::Errno;
+
+use super::{Completion, Op, Request, Span};
+
+/// How often one request is continued or repeated before it fails with EIO.
+const CONTINUE_MAX: u32 = 256;
 
 /// A request in the kernel's hands, with how far it has come.
 pub(super) struct InFlight {
@@ -26,6 +36,45 @@ impl InFlight {
             offset: self.request.offset + self.done as u64,
         }
     }
+}
+
+impl InFlight {
+    /// Takes one result of the kernel; `Some` when the request has ended, `None` when it has to go on.
+    fn progress(&mut self, result: i32, align: usize) -> Option<Result<usize, Errno>> {
+        let len = self.request.span.as_ref().map_or(0, Span::len);
+        self.rounds += 1;
+        if self.rounds > CONTINUE_MAX {
+            return Some(Err(Errno::EIO));
+        }
+        if result < 0 {
+            return match Errno::from_raw(-result) {
+                // Not a sync: repeated, it may succeed without having written what the first could not.
+                Errno::EINTR | Errno::EAGAIN if matches!(self.request.op, Op::Read | Op::Write) => None,
+                errno => Some(Err(errno)),
+            };
+        }
+        self.done += result as usize;
+        if self.done >= len {
+            return Some(Ok(self.done));
+        }
+        match self.request.op {
+            // A direct read that stops off the grid has met the end of the file, as one that reads nothing.
+            Op::Read if result == 0 || !self.done.is_multiple_of(align) => Some(Ok(self.done)),
+            Op::Write if result == 0 => Some(Err(Errno::EIO)),
+            _ => {
+                self.done -= self.done % align;
+                None
+            }
+        }
+    }
+}
+
+/// What a result of the kernel means for its request.
+pub(super) enum Step {
+    /// It has ended; its slot is free.
+    Ended(Completion),
+    /// What is left of this slot's request has to be handed in again.
+    Again(u32),
 }
 
 struct Slot {
@@ -68,22 +117,17 @@ impl Slots {
         (flight, (u64::from(*generation) << 32) | u64::from(slot))
     }
 
-    pub(super) fn get_mut(&mut self, slot: u32) -> &mut InFlight {
-        self.slots[slot as usize].flight.as_mut().expect("a slot handed out has a tenant")
-    }
-
-    /// The slot that a completion belongs to, unless its tenant has changed.
-    pub(super) fn resolve(&self, user_data: u64) -> Option<u32> {
+    /// One result of the kernel; `None` for a request that has ended before.
+    pub(super) fn complete(&mut self, user_data: u64, result: i32, align: usize) -> Option<Step> {
         let (generation, index) = ((user_data >> 32) as u32, user_data as u32);
-        let slot = self.slots.get(index as usize)?;
-        (slot.generation == generation && slot.flight.is_some()).then_some(index)
-    }
-
-    pub(super) fn remove(&mut self, slot: u32) -> InFlight {
-        let Slot { generation, flight } = &mut self.slots[slot as usize];
-        *generation = generation.wrapping_add(1);
-        self.free.push(slot);
-        flight.take().expect("a slot handed out has a tenant")
+        let slot = self.slots.get_mut(index as usize).filter(|slot| slot.generation == generation)?;
+        let flight = slot.flight.as_mut()?;
+        let Some(result) = flight.progress(result, align) else { return Some(Step::Again(index)) };
+        let token = flight.request.token;
+        slot.flight = None;
+        slot.generation = generation.wrapping_add(1);
+        self.free.push(index);
+        Some(Step::Ended(Completion { token, result }))
     }
 
     /// Forgets what is in flight without freeing its memory.
@@ -93,3 +137,7 @@ impl Slots {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "slots_tests.rs"]
+mod tests;

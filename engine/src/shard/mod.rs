@@ -19,6 +19,8 @@ mod issue;
 mod load;
 mod mailbox;
 mod spares;
+#[cfg(test)]
+mod spares_model;
 mod store;
 mod transfer;
 mod twin;

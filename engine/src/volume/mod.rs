@@ -18,7 +18,18 @@ mod loss;
 mod medium;
 mod presence;
 mod quarantine;
+#[cfg(test)]
+mod quarantine_model;
+#[cfg(test)]
+mod quarantine_tests;
 mod trust;
+
+/// What the quarantine is made of; its model check has loom's instead.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    pub(super) use parking_lot::Mutex;
+}
 
 use std::ops::Index;
 use std::path::{Path, PathBuf};

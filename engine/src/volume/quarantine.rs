@@ -9,17 +9,16 @@
 //! whose flush takes long, or whose flush writes out all that it has cached, they would otherwise take the whole of its time. What
 //! cannot be recycled meanwhile is made new, or waits in quarantine, within the bound of spares.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use super::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// How long syncs rest, as a multiple of how long the last one took: with 15, a sixteenth of a device's time goes into them. On a
 /// drive whose flush is cheap (0.1 ms) that rest is shorter than the time that a batch takes to come together.
-const REST: u32 = 15;
+pub(super) const REST: u32 = 15;
 
 /// Longest rest: what waits in quarantine is disk space that nobody uses.
-const REST_MAX: Duration = Duration::from_secs(30);
+pub(super) const REST_MAX: Duration = Duration::from_secs(30);
 
 /// The number of a sync, counted from 1; 0 stands for none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,47 +78,5 @@ impl Quarantine {
         } else {
             self.has_failed.store(true, Ordering::SeqCst);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_waits_for_a_sync_that_began_after_it_came() {
-        let quarantine = Quarantine::default();
-        let now = Instant::now();
-        let before = quarantine.enter();
-        let sync = quarantine.try_begin(now).unwrap();
-        let during = quarantine.enter();
-        assert!(before >= quarantine.clean_below(), "nothing has ended");
-        quarantine.end(sync, true, now);
-        assert!(before < quarantine.clean_below() && during >= quarantine.clean_below());
-    }
-
-    #[test]
-    fn syncs_come_one_at_a_time_and_rest_in_proportion() {
-        let quarantine = Quarantine::default();
-        let begin = Instant::now();
-        let after = |ms| begin + Duration::from_millis(ms);
-        let sync = quarantine.try_begin(begin).unwrap();
-        assert!(quarantine.try_begin(after(1)).is_none(), "one runs");
-        quarantine.end(sync, true, after(10));
-        assert!(quarantine.try_begin(after(10 + 10 * u64::from(REST) - 1)).is_none(), "it rests");
-        let long = quarantine.try_begin(after(10 + 10 * u64::from(REST))).unwrap();
-        quarantine.end(long, true, after(1_000_000));
-        assert!(quarantine.try_begin(after(1_000_000) + REST_MAX).is_some(), "no rest is longer than the longest");
-    }
-
-    #[test]
-    fn after_a_failed_sync_there_is_none() {
-        let quarantine = Quarantine::default();
-        let now = Instant::now();
-        let entered = quarantine.enter();
-        let sync = quarantine.try_begin(now).unwrap();
-        quarantine.end(sync, false, now);
-        assert!(quarantine.has_failed() && entered >= quarantine.clean_below());
-        assert!(quarantine.try_begin(now + REST_MAX).is_none());
     }
 }
