@@ -1,6 +1,7 @@
-//! One of several volumes fails while the engine runs: its reads, or a sync. It is taken out, and the others go on.
+//! One of several volumes fails while the engine runs: its reads, or a sync. It is taken out, and the others go on. And what is promised of what
+//! is there, when a sync of the only volume has failed.
 //!
-//! The third volume is on a FUSE file system that makes trouble when it is told to; without FUSE and root these tests are skipped.
+//! The last volume is on a FUSE file system that makes trouble when it is told to; without FUSE and root these tests are skipped.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ const ENOUGH: u32 = 32;
 /// The volume that fails.
 const BROKEN: usize = 2;
 
-/// Two directories, and a third in trouble.
+/// Some directories, the last of which is in trouble.
 struct Stage {
     served: Served,
     dirs: Vec<PathBuf>,
@@ -35,12 +36,18 @@ struct Stage {
 
 impl Stage {
     fn new() -> Option<Self> {
+        Self::beside(BROKEN)
+    }
+
+    /// With so many directories beside the one that fails.
+    fn beside(others: usize) -> Option<Self> {
         let program = env!("CARGO_BIN_EXE_saltern-lab").into();
         let cx = Context { seed: 0, is_long: false, program, plot: None, images: None, soak_s: None };
         let staged = cx.lab(&[]).and_then(|lab| {
             let (below, through) = (lab.dir("below")?, lab.dir("through")?);
             let served = Served::start(&cx.role(THROUGH), [&below, &through].map(OsString::from))?;
-            let dirs = vec![lab.path("volume-0"), lab.path("volume-1"), through.join("volume-2")];
+            let mut dirs: Vec<_> = (0..others).map(|n| lab.path(&format!("volume-{n}"))).collect();
+            dirs.push(through.join("volume"));
             Ok(Self { served, dirs, _lab: lab })
         });
         staged.inspect_err(|error| eprintln!("SKIPPED: no file system in user space: {error}")).ok()
@@ -53,10 +60,10 @@ impl Stage {
         Engine::open(config).expect("open")
     }
 
-    /// From now on all calls of this kind fail on the third volume, or none.
-    fn fails(&self, call: Option<Call>) {
+    /// From now on all calls of these kinds fail on the last volume.
+    fn fails(&self, calls: impl IntoIterator<Item = Call>) {
         let trouble = Trouble::Error(Errno::EIO as i32);
-        let rules: Vec<_> = call.into_iter().map(|call| Rule { call, trouble, per_million: 1_000_000 }).collect();
+        let rules: Vec<_> = calls.into_iter().map(|call| Rule { call, trouble, per_million: 1_000_000 }).collect();
         self.served.trouble(1, &rules).expect("it is served");
     }
 
@@ -180,4 +187,48 @@ fn a_sync_that_fails_on_one_volume_takes_it_out_and_the_others_go_on() {
     assert_there(&engine, &lost);
     assert_there(&engine, &kept[1..]);
     assert_books_of(&engine, &stage.dirs, Layout::Fs);
+}
+
+/// With `full`, a store that finds an object says that it is durable. After a failed sync nobody can say that of anything: what is there may be what the
+/// store in front has failed to make durable, and could not take back.
+#[test]
+fn after_a_failed_sync_no_store_is_told_that_its_object_is_there_for_good() {
+    for calls in [&[Call::Sync][..], &[Call::Sync, Call::Unlink]] {
+        let Some(stage) = Stage::beside(0) else { return };
+        let engine = stage.open(Durability::Full);
+        let there = payload(1, BYTES);
+        put(&engine, &key(1), &there).expect("store");
+        assert_eq!(put(&engine, &key(1), &there).expect("it is there"), 0);
+        stage.fails(calls.iter().copied());
+        // The second waits for the first, or comes after it: neither is acknowledged.
+        let tickets = [2, 3].map(|n| engine.store(vec![(key(2), payload(n, BYTES).into())]));
+        for ticket in tickets {
+            let report = ticket.wait();
+            assert!(report.results[0].is_err(), "{calls:?}: {:?}", report.results);
+        }
+        let is_refused = |n: u32| matches!(put(&engine, &key(n), &there), Err(Error::ReadOnly { .. }));
+        assert!(is_refused(1) && is_refused(2) && is_refused(3), "{calls:?}");
+        assert_there(&engine, &[1]);
+        stage.fails(None);
+        assert!(is_refused(1) && is_refused(2), "{calls:?}: for good");
+        engine.close();
+        // The next engine answers for what it finds, as it does after every start.
+        let engine = stage.open(Durability::Full);
+        assert_eq!(put(&engine, &key(1), &there).expect("it is there"), 0);
+        assert_there(&engine, &[1]);
+        engine.close();
+    }
+}
+
+#[test]
+fn without_full_a_store_finds_what_is_there_also_after_a_failed_sync() {
+    let Some(stage) = Stage::beside(0) else { return };
+    let engine = stage.open(Durability::Data);
+    let there = payload(1, BYTES);
+    put(&engine, &key(1), &there).expect("store");
+    stage.fails(Some(Call::Sync));
+    put(&engine, &key(2), &there).expect_err("its sync fails");
+    assert!(matches!(put(&engine, &key(3), &there), Err(Error::ReadOnly { .. })));
+    assert_eq!(put(&engine, &key(1), &there).expect("whole is all that was promised"), 0);
+    engine.close();
 }
