@@ -6,7 +6,11 @@ use std::path::Path;
 
 use rand::Rng;
 use saltern_tests::Seed;
-use saltern_tests::parsers::PARSERS;
+use saltern_tests::parsers::{PARSERS, Parser};
+use saltern_tools::fuzzing;
+
+/// Those of the command line.
+const TOOLS: [Parser; 2] = [("archive", fuzzing::archive), ("served", fuzzing::served)];
 
 /// Changes of each file.
 const CHANGES: usize = 2_000;
@@ -16,7 +20,7 @@ fn no_parser_panics_on_the_corpus_or_near_it() {
     let seed = Seed::new("no_parser_panics_on_the_corpus_or_near_it");
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let mut rng = seed.rng(0);
-    for (name, parse) in PARSERS {
+    for (name, parse) in PARSERS.into_iter().chain(TOOLS) {
         let files: Vec<_> =
             fs::read_dir(corpus.join(name)).expect("a corpus").map(|file| file.expect("readdir").path()).collect();
         assert!(!files.is_empty(), "{name} has no corpus");

@@ -16,6 +16,7 @@ use crate::human::{self, Columns};
 use crate::layouts::{Choice, choice_parser, choose};
 use crate::output::JsonArgs;
 use crate::progress::Bar;
+use crate::shares::Share;
 use crate::usage::name_of;
 
 /// Most rows that are printed; the JSON has them all.
@@ -99,19 +100,6 @@ struct Report {
     owner: Option<String>,
     /// What an operator should know.
     notes: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-struct Share {
-    objects: u64,
-    bytes: u64,
-}
-
-impl Share {
-    fn add(&mut self, bytes: u64) {
-        self.objects += 1;
-        self.bytes += bytes;
-    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<Outcome, Failure> {

@@ -12,6 +12,7 @@ use crate::human::{self, Columns};
 use crate::layouts::{Choice, choice_parser, choose};
 use crate::output::JsonArgs;
 use crate::progress::Bar;
+use crate::shares::{Share, entry};
 
 /// Most rows of a printed table; the JSON has them all.
 const ROWS_MAX: usize = 20;
@@ -62,12 +63,6 @@ struct Recovery {
     keys: Option<Vec<Key>>,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-struct Share {
-    objects: u64,
-    bytes: u64,
-}
-
 #[derive(Debug, Serialize)]
 struct ForeignFile {
     name: String,
@@ -97,15 +92,14 @@ pub(crate) fn run(args: Args) -> Result<Outcome, Failure> {
 }
 
 fn summarise(dir: &Path, layout: Layout, layout_reason: String, mut survey: Survey, with_keys: bool) -> Recovery {
-    let (mut by_salt, mut by_model, mut by_rank) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let mut all = Share::default();
+    let [mut by_salt, mut by_model, mut by_rank] = [(); 3].map(|()| BTreeMap::<String, Share>::new());
     survey.objects.sort_by(|a, b| (a.modified_ns, a.key.chunk_hash()).cmp(&(b.modified_ns, b.key.chunk_hash())));
     for Found { key, bytes, .. } in &survey.objects {
-        add(&mut by_salt, key.cache_salt(), *bytes);
-        add(&mut by_model, key.model_name(), *bytes);
-        add(&mut by_rank, &format!("0x{:08x}", key.kv_rank()), *bytes);
-        all.objects += 1;
-        all.bytes += bytes;
+        entry(&mut by_salt, key.cache_salt()).add(*bytes);
+        entry(&mut by_model, key.model_name()).add(*bytes);
+        entry(&mut by_rank, &format!("0x{:08x}", key.kv_rank())).add(*bytes);
+        all.add(*bytes);
     }
     let examples = survey.foreign.examples.into_iter();
     Recovery {
@@ -139,16 +133,6 @@ impl From<&Found> for Key {
             modified_unix_ns: found.modified_ns,
         }
     }
-}
-
-fn add(shares: &mut BTreeMap<String, Share>, name: &str, bytes: u64) {
-    // Looked up first: names are few, objects many.
-    let share = match shares.get_mut(name) {
-        Some(share) => share,
-        None => shares.entry(name.to_owned()).or_default(),
-    };
-    share.objects += 1;
-    share.bytes += bytes;
 }
 
 fn render(recovery: &Recovery) -> String {

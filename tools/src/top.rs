@@ -67,9 +67,19 @@ fn look(dir: &Path) -> Result<Look, Failure> {
     let failed = |error: saltern::Error| {
         Failure::new(error).hint("is an engine running on this directory, as this user, with status_socket on?")
     };
-    let served = serde_json::from_str(&ask(dir).map_err(failed)?)
+    parse(&ask(dir).map_err(failed)?)
+}
+
+fn parse(served: &str) -> Result<Look, Failure> {
+    let served = serde_json::from_str(served)
         .map_err(|error| Failure::new(format_args!("what the engine served is not JSON: {error}")))?;
     Ok(Look { at: Instant::now(), served })
+}
+
+/// What is shown of a document, alone and after the same one; nothing of what is none.
+pub(crate) fn outline(dir: &Path, served: &str) -> Option<[String; 2]> {
+    let (before, now) = (parse(served).ok()?, parse(served).ok()?);
+    Some([render(dir, &now, None), render(dir, &now, Some(&before))])
 }
 
 /// Looks again and again, until interrupted or until the engine is gone.
@@ -124,6 +134,11 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or(0)
 }
 
+/// Whoever serves a socket may be anybody's program.
+fn word(value: &Value) -> String {
+    human::printable(value.as_str().unwrap_or("?"))
+}
+
 fn heading(dir: &Path, served: &Value) -> String {
     let status = &served["status"];
     let health = if status["is_healthy"].as_bool() == Some(true) { "healthy" } else { "NOT HEALTHY" };
@@ -133,11 +148,11 @@ fn heading(dir: &Path, served: &Value) -> String {
         human::printable(&dir.display().to_string()),
         number(&served["pid"]),
         human::age(served["open_seconds"].as_f64().unwrap_or(0.0) as u64),
-        status["layout"].as_str().unwrap_or("?"),
+        word(&status["layout"]),
         human::plural(status["shards"].as_array().map_or(0, Vec::len) as u64, "shard"),
-        status["integrity"].as_str().unwrap_or("?"),
-        status["durability"].as_str().unwrap_or("?"),
-        status["volumes"][0]["file_system"].as_str().unwrap_or("?"),
+        word(&status["integrity"]),
+        word(&status["durability"]),
+        word(&status["volumes"][0]["file_system"]),
     )
 }
 
@@ -196,7 +211,7 @@ fn work(now: &Look, before: Option<&Look>) -> String {
         "lookups".into(),
         human::rate(hits + misses),
         String::new(),
-        human::count(total("lookup_hits") + total("lookup_misses")),
+        human::count(total("lookup_hits").saturating_add(total("lookup_misses"))),
         String::new(),
         String::new(),
         share(hits, misses),
@@ -216,7 +231,7 @@ fn work(now: &Look, before: Option<&Look>) -> String {
     let remark =
         |count: u64, what: &str| if count > 0 { format!("{} {what}", human::count(count)) } else { String::new() };
     row("loads", "loads", Some("loaded_bytes"), "load_errors", remark(misses, "misses"));
-    let refused = total("stores_refused") + total("stores_over_quota");
+    let refused = total("stores_refused").saturating_add(total("stores_over_quota"));
     row("stores", "stores", Some("stored_bytes"), "store_errors", remark(refused, "refused"));
     row("deletes", "deletes", None, "deletes_refused", String::new());
     row("evictions", "evictions", Some("evicted_bytes"), "eviction_errors", String::new());
@@ -255,6 +270,6 @@ fn salts(served: &Value) -> String {
     }
     // Those that use least were not served.
     let unserved = number(&served["status"]["salts"]).saturating_sub(all.len() as u64);
-    let more = used.len().saturating_sub(SALTS_SHOWN) as u64 + unserved;
+    let more = unserved.saturating_add(used.len().saturating_sub(SALTS_SHOWN) as u64);
     format!("\n{}{}", table.render(), human::and_more(more))
 }

@@ -13,6 +13,7 @@ use crate::human::{self, Columns};
 use crate::layouts::{Choice, choice_parser, choose};
 use crate::output::JsonArgs;
 use crate::progress::Bar;
+use crate::shares::{Share, entry};
 
 /// Most rows of a printed table, unless all are asked for; the JSON has them all.
 const ROWS_MAX: usize = 20;
@@ -67,19 +68,6 @@ struct Usage {
     /// The engine that runs on the directory.
     owner: Option<String>,
     seconds: f64,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-struct Share {
-    objects: u64,
-    bytes: u64,
-}
-
-impl Share {
-    fn add(&mut self, bytes: u64) {
-        self.objects += 1;
-        self.bytes += bytes;
-    }
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -145,14 +133,6 @@ fn read(args: &Args, layout: Layout, layout_reason: String) -> Result<Usage, Fai
         owner: probe::owner(dir)?,
         seconds: survey.seconds,
     })
-}
-
-/// Looked up first: names are few, objects many.
-fn entry<'a, T: Default>(shares: &'a mut BTreeMap<String, T>, name: &str) -> &'a mut T {
-    if !shares.contains_key(name) {
-        shares.insert(name.to_owned(), T::default());
-    }
-    shares.get_mut(name).expect("entered just now")
 }
 
 fn file_system(dir: &Path) -> Result<FileSystem, Failure> {
