@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use saltern::{Durability, Engine, Error, Integrity, Layout};
+use saltern::{Discovery, Durability, Engine, Error, Integrity, Layout};
 use saltern_lab::Context;
 use saltern_lab::child::THROUGH;
 use saltern_power::trouble::{Call, Rule, Trouble};
@@ -189,46 +189,36 @@ fn a_sync_that_fails_on_one_volume_takes_it_out_and_the_others_go_on() {
     assert_books_of(&engine, &stage.dirs, Layout::Fs);
 }
 
-/// With `full`, a store that finds an object says that it is durable. After a failed sync nobody can say that of anything: what is there may be what the
-/// store in front has failed to make durable, and could not take back.
+/// Stores of one key, one behind the other, whose sync may fail: with `full`, the second must not be told that its object is there
+/// because of a name that the first could neither make durable nor take back.
 #[test]
-fn after_a_failed_sync_no_store_is_told_that_its_object_is_there_for_good() {
-    for calls in [&[Call::Sync][..], &[Call::Sync, Call::Unlink]] {
-        let Some(stage) = Stage::beside(0) else { return };
-        let engine = stage.open(Durability::Full);
-        let there = payload(1, BYTES);
-        put(&engine, &key(1), &there).expect("store");
-        assert_eq!(put(&engine, &key(1), &there).expect("it is there"), 0);
-        stage.fails(calls.iter().copied());
-        // The second waits for the first, or comes after it: neither is acknowledged.
-        let tickets = [2, 3].map(|n| engine.store(vec![(key(2), payload(n, BYTES).into())]));
-        for ticket in tickets {
-            let report = ticket.wait();
-            assert!(report.results[0].is_err(), "{calls:?}: {:?}", report.results);
-        }
-        let is_refused = |n: u32| matches!(put(&engine, &key(n), &there), Err(Error::ReadOnly { .. }));
-        assert!(is_refused(1) && is_refused(2) && is_refused(3), "{calls:?}");
-        assert_there(&engine, &[1]);
-        stage.fails(None);
-        assert!(is_refused(1) && is_refused(2), "{calls:?}: for good");
-        engine.close();
-        // The next engine answers for what it finds, as it does after every start.
-        let engine = stage.open(Durability::Full);
-        assert_eq!(put(&engine, &key(1), &there).expect("it is there"), 0);
-        assert_there(&engine, &[1]);
-        engine.close();
-    }
-}
-
-#[test]
-fn without_full_a_store_finds_what_is_there_also_after_a_failed_sync() {
+fn what_a_failed_sync_leaves_is_no_acknowledgement_for_the_store_behind() {
+    // Half of the syncs fail: of a store's two, its data's and its directory's, the second alone in a quarter of the rounds.
+    const ROUNDS: u32 = 80;
     let Some(stage) = Stage::beside(0) else { return };
-    let engine = stage.open(Durability::Data);
-    let there = payload(1, BYTES);
-    put(&engine, &key(1), &there).expect("store");
-    stage.fails(Some(Call::Sync));
-    put(&engine, &key(2), &there).expect_err("its sync fails");
-    assert!(matches!(put(&engine, &key(3), &there), Err(Error::ReadOnly { .. })));
-    assert_eq!(put(&engine, &key(1), &there).expect("whole is all that was promised"), 0);
-    engine.close();
+    let mut left = 0;
+    for round in 0..ROUNDS {
+        let mut config = over(&stage.dirs);
+        // Others may have made the file: so the second store asks the disk when the first has given its key up.
+        (config.durability, config.discovery) = (Durability::Full, Discovery::ScanAndAsk);
+        let engine = Engine::open(config).expect("open");
+        let error = Trouble::Error(Errno::EIO as i32);
+        let rules = [(Call::Sync, 500_000), (Call::Unlink, 1_000_000)].map(|(call, per_million)| Rule {
+            call,
+            trouble: error,
+            per_million,
+        });
+        stage.served.trouble(round.into(), &rules).expect("it is served");
+        let tickets = [2, 3].map(|n| engine.store(vec![(key(round), payload(n, BYTES).into())]));
+        let [first, second] = tickets.map(|ticket| ticket.wait().results.remove(0));
+        assert!(first.is_ok() || second.is_err(), "round {round}: {first:?}, and then {second:?}");
+        let is_there = stage.dirs[0].join(file_name(Layout::Fs, &key(round))).exists();
+        left += u32::from(first.is_err() && is_there);
+        stage.fails(None);
+        engine.close();
+        if left >= 3 {
+            return;
+        }
+    }
+    panic!("in {ROUNDS} rounds only {left} stores have left something behind");
 }
