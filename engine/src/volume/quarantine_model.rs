@@ -27,6 +27,7 @@ mod sync {
 }
 
 #[path = "quarantine.rs"]
+#[expect(clippy::duplicate_mod, reason = "the code that is checked is the code that runs, over other locks")]
 mod checked;
 
 /// Switches of threads that are not forced, in one order.
