@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use rand::seq::SliceRandom;
-use saltern::device::sim::{SimDevice, SimFence, SimOptions};
+use saltern::device::sim::{Clock, SimDevice, SimFence, SimOptions};
 use saltern::device::{DeviceOptions, Route, RouteChoice};
 use saltern::{Buffer, Config, DeviceBuffer, Engine, Error, Integrity, Layout, ObjectKey};
 use saltern_tests::{
@@ -153,13 +153,22 @@ fn nothing_is_read_or_written_before_the_callers_work_is_done() {
 
 #[test]
 fn failed_copies_fail_their_object_alone_and_free_every_slot() {
+    some_copies_fail("failures", Clock::default());
+}
+
+#[test]
+fn so_they_do_where_threads_of_the_device_copy() {
+    some_copies_fail("failures-of-threads", Clock::wall());
+}
+
+fn some_copies_fail(name: &str, clock: Clock) {
     let seed = Seed::new("failed copies");
-    let scratch = scratch("failures");
-    let device = sim(|options| {
-        options.fail_one_in = 12;
-        options.reorder = true;
-        options.seed = seed.rng(0).random();
-    });
+    let scratch = scratch(name);
+    let mut options = SimOptions::default();
+    options.fail_one_in = 12;
+    options.reorder = true;
+    options.seed = seed.rng(0).random();
+    let device = SimDevice::with_clock(options, clock);
     let mut config = config(scratch.path());
     config.shards = 2;
     config.integrity = Integrity::Verify;
