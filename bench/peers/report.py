@@ -46,6 +46,7 @@ def result(contest: Contest, phase: str, name: str) -> dict[str, Any]:
         depth=contest.shape.wave if moves else 1,
         rounds=len(rounds),
         seconds=round(sum(one.seconds for one in rounds), 6),
+        settle_seconds=round(sum(one.settle_seconds for one in rounds), 6),
         objects_per_s=round(objects_per_s, 1),
         latency_us=latencies([seconds for one in rounds for seconds in one.waves]),
         cpu_seconds=round(sum(one.cpu_seconds for one in rounds), 6),
