@@ -23,13 +23,14 @@ use std::io;
 use std::ops::AddAssign;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use saltern::PoolBuffer;
 
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::meter::{Meter, Spent};
+use crate::meter::{Latencies, Meter, Spent};
 use crate::payload;
 use crate::test_file::TestFile;
 
@@ -109,6 +110,8 @@ pub struct Rig {
     /// Buffers; at least as many as objects in flight.
     slots: usize,
     fixed: bool,
+    /// Of the objects that were read since they were last asked for.
+    reads: Latencies,
 }
 
 impl Rig {
@@ -135,7 +138,8 @@ impl Rig {
             Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => false,
             Err(error) => return Err(Error::io("register buffers", "(ceiling)", error)),
         };
-        Ok(Self { ring, buffers: Some(buffers), base, object_bytes, segment_bytes, depth, slots, fixed })
+        let buffers = Some(buffers);
+        Ok(Self { ring, buffers, base, object_bytes, segment_bytes, depth, slots, fixed, reads: Latencies::new() })
     }
 
     /// Bytes of one object, as the device sees it.
@@ -146,6 +150,11 @@ impl Rig {
     /// Whether the kernel registered the buffers; it refuses where memlock is short.
     pub fn has_fixed_buffers(&self) -> bool {
         self.fixed
+    }
+
+    /// Latencies of what was read since the last call, each from its submission until the ring was seen to have it.
+    pub(crate) fn take_reads(&mut self) -> Latencies {
+        std::mem::replace(&mut self.reads, Latencies::new())
     }
 
     /// Reads or overwrites one object at each offset, in this order, and measures all of it.
@@ -179,8 +188,13 @@ impl Rig {
                     result if result < 0 => run.fail(file, io::Error::from_raw_os_error(-result)),
                     _ => run.fail(file, io::Error::from(io::ErrorKind::UnexpectedEof)),
                 }
-                if run.slots.completed(slot) && run.failure.is_none() {
-                    self.begin(&mut run, file, kind)?;
+                if let Some(ended) = run.slots.completed(slot) {
+                    if let Some(began) = ended.reading_since {
+                        self.reads.record(began.elapsed());
+                    }
+                    if run.failure.is_none() {
+                        self.begin(&mut run, file, kind)?;
+                    }
                 }
             }
             if cancel.load(Ordering::Relaxed) {
@@ -199,7 +213,7 @@ impl Rig {
         let Some(&offset) = run.offsets.get(run.next) else { return Ok(()) };
         let writes = kind.of(run.next) == Kind::Overwrite;
         run.next += 1;
-        let slot = run.slots.take();
+        let slot = run.slots.take((!writes).then(Instant::now));
         for start in (0..self.object_bytes).step_by(self.segment_bytes) {
             let len = self.segment_bytes.min(self.object_bytes - start);
             let address = slot_address(self.base, slot, self.object_bytes).wrapping_add(start);
@@ -286,30 +300,43 @@ impl Run<'_> {
 /// Which buffers are in use. The one that has been free for longest is taken first.
 struct Slots {
     free: VecDeque<usize>,
-    /// Requests in flight for each slot's object.
-    left: Vec<usize>,
+    /// Each slot's object.
+    objects: Vec<InSlot>,
+}
+
+/// An object on its way.
+#[derive(Clone, Copy, Default)]
+struct InSlot {
+    /// Requests in flight.
+    left: usize,
+    /// When it was submitted, if it is read.
+    reading_since: Option<Instant>,
 }
 
 impl Slots {
     fn new(count: usize) -> Self {
-        Self { free: (0..count).collect(), left: vec![0; count] }
+        Self { free: (0..count).collect(), objects: vec![InSlot::default(); count] }
     }
 
-    fn take(&mut self) -> usize {
-        self.free.pop_front().expect("there are at least as many slots as objects in flight")
+    fn take(&mut self, reading_since: Option<Instant>) -> usize {
+        let slot = self.free.pop_front().expect("there are at least as many slots as objects in flight");
+        self.objects[slot] = InSlot { left: 0, reading_since };
+        slot
     }
 
     fn begun(&mut self, slot: usize) {
-        self.left[slot] += 1;
+        self.objects[slot].left += 1;
     }
 
-    /// A request completed; whether it was its object's last.
-    fn completed(&mut self, slot: usize) -> bool {
-        self.left[slot] -= 1;
-        if self.left[slot] == 0 {
+    /// A request completed; the object, if it was its last.
+    fn completed(&mut self, slot: usize) -> Option<InSlot> {
+        let object = &mut self.objects[slot];
+        object.left -= 1;
+        let ended = (object.left == 0).then_some(*object);
+        if ended.is_some() {
             self.free.push_back(slot);
         }
-        self.left[slot] == 0
+        ended
     }
 }
 

@@ -257,6 +257,12 @@ pub struct PhaseResult {
     pub load_latency_us: Option<LatencyUs>,
     /// Latency of loads in the same rounds when nothing else goes on (mixed alone).
     pub idle_load_latency_us: Option<LatencyUs>,
+    /// Latency of the ceiling's reads among its writes: what the device alone makes of that mix (mixed alone).
+    #[serde(default)]
+    pub device_load_latency_us: Option<LatencyUs>,
+    /// Latency of the ceiling's reads when nothing else goes on (mixed alone).
+    #[serde(default)]
+    pub device_idle_load_latency_us: Option<LatencyUs>,
     /// Keys a second (lookup alone).
     pub keys_per_s: Option<f64>,
     /// Keys for one second of the looking thread's CPU time (lookup alone).

@@ -14,7 +14,7 @@ use crate::arena::{Arena, ArenaEngine};
 use crate::baselines::{self, Baseline};
 use crate::ceiling::{Kind, Memory, Rig, Sample};
 use crate::error::{Error, Result};
-use crate::meter::{Meter, Spent, round};
+use crate::meter::{Latencies, Meter, Spent, round};
 use crate::options::Options;
 use crate::payload::mix;
 use crate::plan::SizePlan;
@@ -136,15 +136,22 @@ impl<'a> Stage<'a> {
     /// earlier rounds, is written before; what it writes itself belongs to its time, as it does for everybody.
     pub(crate) fn ceiling(&mut self, kind: Kind, objects: usize) -> Result<Ceiling> {
         self.settle()?;
-        let mut measure = |memory| -> Result<Sample> {
-            let mut sample = self.sample(kind, memory, objects)?;
-            if kind != Kind::Read {
-                sample.spent += self.settle()?;
-            }
-            Ok(sample)
-        };
-        let reused = measure(Memory::Reused)?;
-        Ok(Ceiling { spread: measure(Memory::Spread)?, reused })
+        let reused = self.measure(kind, Memory::Reused, objects)?;
+        self.rig.take_reads();
+        Ok(Ceiling { spread: self.measure(kind, Memory::Spread, objects)?, reused })
+    }
+
+    fn measure(&mut self, kind: Kind, memory: Memory, objects: usize) -> Result<Sample> {
+        let mut sample = self.sample(kind, memory, objects)?;
+        if kind != Kind::Read {
+            sample.spent += self.settle()?;
+        }
+        Ok(sample)
+    }
+
+    /// Latencies of the device's own reads, of the last ceiling with as much memory as the round beside it.
+    pub(crate) fn take_device_reads(&mut self) -> Latencies {
+        self.rig.take_reads()
     }
 
     fn sample(&mut self, kind: Kind, memory: Memory, objects: usize) -> Result<Sample> {

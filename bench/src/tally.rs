@@ -151,6 +151,8 @@ impl Tally {
             spare_bytes: None,
             load_latency_us: None,
             idle_load_latency_us: None,
+            device_load_latency_us: None,
+            device_idle_load_latency_us: None,
             keys_per_s: None,
             keys_per_cpu_s: None,
             scan_seconds: None,

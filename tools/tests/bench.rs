@@ -87,7 +87,8 @@ fn all_phases_run_and_verify_in_every_layout() {
             for field in ["recycled", "spare_bytes"] {
                 assert_eq!(result[field].is_number(), at_capacity, "{field} of {result}");
             }
-            for field in ["load_latency_us", "idle_load_latency_us"] {
+            let own = ["load_latency_us", "idle_load_latency_us"];
+            for field in own.into_iter().chain(["device_load_latency_us", "device_idle_load_latency_us"]) {
                 assert_eq!(result[field]["p99"].as_f64().is_some_and(|us| us > 0.0), name == "mixed", "{result}");
             }
             assert_eq!((&result["engine"], &result["vs_baseline"]), (&Value::from("saltern"), &Value::Null));
