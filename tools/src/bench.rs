@@ -221,28 +221,15 @@ fn transfer_table(results: &[&PhaseResult]) -> String {
     out
 }
 
-/// What loads wait for when stores displace objects beside them, beside what the device's own reads do among its own writes, and
-/// how the stores were done.
+/// What loads wait for when stores displace objects beside them, and how the stores were done.
 fn capacity_table(results: &[&PhaseResult]) -> String {
-    let header = [
-        "at capacity",
-        "size",
-        "recycled",
-        "spares",
-        "loads p50 us",
-        "p99 us",
-        "idle p50 us",
-        "p99 us",
-        "device p99 us",
-        "idle",
-    ];
+    let header = ["at capacity", "size", "recycled", "spares", "loads p50 us", "p99 us", "idle p50 us", "p99 us"];
     let mut table = Columns::new(&header, 1);
     for result in results {
         let latency = |of: Option<LatencyUs>, quantile: fn(LatencyUs) -> f64| {
             of.map_or_else(|| "-".to_owned(), |of| human::count(quantile(of).round() as u64))
         };
         let (loads, idle) = (result.load_latency_us, result.idle_load_latency_us);
-        let (device, idle_device) = (result.device_load_latency_us, result.device_idle_load_latency_us);
         table.row([
             result.phase.to_string(),
             human::size(result.object_bytes),
@@ -252,8 +239,6 @@ fn capacity_table(results: &[&PhaseResult]) -> String {
             latency(loads, |of| of.p99),
             latency(idle, |of| of.p50),
             latency(idle, |of| of.p99),
-            latency(device, |of| of.p99),
-            latency(idle_device, |of| of.p99),
         ]);
     }
     table.render()
