@@ -79,14 +79,15 @@ impl Index {
         let groups = moments.places.chunk_by(|a, b| a.partition == b.partition);
         for (group, epoch) in groups.zip(&moments.epochs) {
             let mut partition = self.partitions[group[0].partition as usize].lock();
-            // All are looked up before one is changed: what a key leads to is mostly not in the CPU's cache, and is waited for once for several. No
-            // two names have the same key.
+            // All are looked up before one is changed: what a key leads to is mostly not in the CPU's cache, and is waited for once for several.
             slots.clear();
             slots.extend(group.iter().map(|place| partition.slot(&keys[place.number as usize])));
             for (Place { number, .. }, slot) in group.iter().zip(&slots) {
                 let (keyed, found) = (&keys[*number as usize], found[*number as usize]);
                 entered[*number as usize] = match (*slot, found) {
                     (Some(slot), _) => self.settle_in(&mut partition, slot, keyed, found, *epoch, &mut tally),
+                    // A name that goes and comes while a directory is read may be listed twice: it is there by now.
+                    (None, Some(_)) if partition.slot(keyed).is_some() => Entered::Known,
                     (None, Some(found)) => self.insert_in(&mut partition, keyed, found, *epoch, &mut tally),
                     (None, None) => Entered::Gone,
                 };
@@ -111,5 +112,31 @@ impl Index {
         for Event { kind, key, bytes } in tally.events.drain(..) {
             self.hub.push(kind, bytes, || key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::key::Scope;
+    use crate::ledger::{Deltas, Ledger};
+
+    #[test]
+    fn a_name_that_was_listed_twice_is_one_object() {
+        let (index, ledger) = (Index::new(Arc::new(Hub::new()), None), Ledger::new(None));
+        let scope = Scope::new("meta-llama/Llama-3.1-8B", 0x0100_0100, 0, "tenant-1").unwrap();
+        let keyed = |n: u8| index.keyed(&scope.key(&[n; 32]).unwrap(), &ledger);
+        let keys: Vec<Keyed> = [1, 2, 1].map(keyed).into();
+        let seen = Seen { object: Held { bytes: 100, volume: 0 }, modified_ns: 1 };
+        let moments = index.moments(&keys);
+        let entered = index.enter_all(&keys, &[Some(seen); 3], &moments, |changes| {
+            let mut deltas = Deltas::new();
+            changes.iter().for_each(|change| deltas.recovered(change.salt, change.to.map_or(0, |to| to.bytes)));
+            ledger.apply(&deltas);
+        });
+        assert_eq!(entered, [Entered::New, Entered::New, Entered::Known]);
+        assert_eq!((index.objects(), ledger.totals().0), (2, 200));
     }
 }
