@@ -1,4 +1,4 @@
-//! Restarts on a directory of many sparse objects, from a snapshot and without one, beside what reading the names and sizes alone costs.
+//! Restarts on a directory of many sparse objects, without a snapshot and from one, after a kill and after a close, beside what reading the names and sizes alone costs.
 //!
 //!     cargo run --release -p saltern-bench --example restart -- DIR [OBJECTS [ROUNDS]]
 //!
@@ -34,39 +34,66 @@ fn main() -> Result<()> {
     let (objects, rounds) = (number(1, 1_000_000)?, number(2, 3)?);
     fill(&dir, objects)?;
     println!("{objects} objects of {OBJECT_BYTES} bytes, {}", if is_cold { "cold" } else { "warm" });
-    println!("statx_s    cpu  plain_s    cpu  ratio  open_s  first_s  truth_s    cpu  ratio  close_s");
+    println!("                   no snapshot     after a kill                     after a close");
+    println!("statx_s    cpu    all_s  ratio  first_s  truth_s    cpu  ratio  first_s  truth_s    cpu  ratio  close_s");
     for _ in 0..rounds {
         let (statx, statx_cpu, names) = timed(is_cold, || read_sizes(&dir))?;
-        let snapshot = dir.join(".saltern/index");
-        let aside = dir.join(".saltern/index.aside");
-        std::fs::rename(&snapshot, &aside)?;
-        let (plain, plain_cpu, engine) = timed(is_cold, || Ok(Engine::open(config(&dir))?))?;
+        std::fs::remove_file(dir.join(".saltern/index"))?;
+        let (plain, _, engine) = timed(is_cold, || Ok(Engine::open(config(&dir))?))?;
         assert_eq!((engine.status().objects, names), (objects, objects), "objects, and names read");
+        // It leaves a snapshot.
         engine.close();
-        std::fs::rename(&aside, &snapshot)?;
 
-        drop_caches(is_cold)?;
-        let (start, cpu) = (Instant::now(), cpu_seconds()?);
-        let engine = Engine::opener(config(&dir)).background(true).open()?;
-        let open = start.elapsed().as_secs_f64();
-        let keys: Vec<ObjectKey> = (0..BATCH).map(|n| key(n * objects / BATCH)).collect();
-        let hits = engine.lookup_and_pin(&keys).wait().hits();
-        let first = start.elapsed().as_secs_f64();
-        let hinted = engine.status().snapshot.hinted_objects;
-        let report = engine.wait_recovered();
-        let (truth, truth_cpu) = (start.elapsed().as_secs_f64(), cpu_seconds()? - cpu);
-        assert_eq!((hits as u64, report.from_snapshot, report.gone), (BATCH, objects, 0));
-        assert!(hinted > 0, "the scan was over before the first lookup");
-        let start = Instant::now();
-        engine.close();
-        let close = start.elapsed().as_secs_f64();
+        // As an engine that was killed leaves it: every file is looked at.
+        for mark in std::fs::read_dir(dir.join(".saltern"))? {
+            let mark = mark?;
+            if mark.file_name().to_string_lossy().starts_with("closed-") {
+                std::fs::remove_file(mark.path())?;
+            }
+        }
+        let killed = restart(&dir, objects, is_cold)?;
+        let closed = restart(&dir, objects, is_cold)?;
         println!(
-            "{statx:7.3}  {statx_cpu:5.2}  {plain:7.3}  {plain_cpu:5.2}  {:5.2}  {open:6.3}  {first:7.3}  {truth:7.3}  {truth_cpu:5.2}  {:5.2}  {close:7.3}",
+            "{statx:7.3}  {statx_cpu:5.2}  {plain:7.3}  {:5.2}  {:7.3}  {:7.3}  {:5.2}  {:5.2}  {:7.3}  {:7.3}  {:5.2}  {:5.2}  {:7.3}",
             plain / statx,
-            truth / statx
+            killed.first,
+            killed.truth,
+            killed.cpu,
+            killed.truth / statx,
+            closed.first,
+            closed.truth,
+            closed.cpu,
+            closed.truth / statx,
+            closed.close,
         );
     }
     Ok(())
+}
+
+/// Seconds from the start to the first answer and to the truth, and of the close; CPU time until the truth.
+struct Restart {
+    first: f64,
+    truth: f64,
+    cpu: f64,
+    close: f64,
+}
+
+/// Opens from a snapshot, and closes.
+fn restart(dir: &Path, objects: u64, is_cold: bool) -> Result<Restart> {
+    drop_caches(is_cold)?;
+    let (start, cpu) = (Instant::now(), cpu_seconds()?);
+    let engine = Engine::opener(config(dir)).background(true).open()?;
+    let keys: Vec<ObjectKey> = (0..BATCH).map(|n| key(n * objects / BATCH)).collect();
+    let hits = engine.lookup_and_pin(&keys).wait().hits();
+    let first = start.elapsed().as_secs_f64();
+    let hinted = engine.status().snapshot.hinted_objects;
+    let report = engine.wait_recovered();
+    let (truth, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds()? - cpu);
+    assert_eq!((hits as u64, report.from_snapshot, report.gone), (BATCH, objects, 0));
+    assert!(hinted > 0, "the scan was over before the first lookup");
+    let start = Instant::now();
+    engine.close();
+    Ok(Restart { first, truth, cpu, close: start.elapsed().as_secs_f64() })
 }
 
 fn config(dir: &Path) -> Config {

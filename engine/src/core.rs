@@ -16,7 +16,7 @@ use crate::device::attached::Attached;
 use crate::discover::{Discover, Found, Seen};
 use crate::error::{Error, Result};
 use crate::events::Hub;
-use crate::index::{Held, Index, Keyed};
+use crate::index::{Index, Keyed};
 use crate::keep;
 use crate::latent::Latent;
 use crate::ledger::{Ledger, NoRoom, Refusal};
@@ -193,8 +193,7 @@ impl Core {
             passed |= 1 << volume;
             match self.volumes[volume].dir.stat(name) {
                 Ok(Some(stat)) => {
-                    let object = Held { bytes: stat.bytes, volume };
-                    return Ok(Some(Seen { object, modified_ns: stat.modified_ns }));
+                    return Ok(Some(Seen::file(&stat, volume)));
                 }
                 Ok(None) => {}
                 Err(errno) => {

@@ -483,9 +483,9 @@ impl Engine {
         if !core.config.persist {
             take_away(core);
         }
-        core.save_at_close();
+        let saved_ns = core.save_at_close();
         for (number, volume) in core.volumes.up() {
-            volume.dir.trust.end(|| {
+            volume.dir.trust.end(saved_ns, || {
                 let is_known = core.recovery.is_complete() && core.latent.objects() == 0;
                 is_known.then(|| core.index.lock_all().hashes(number))
             });

@@ -104,19 +104,20 @@ impl Core {
     }
 
     /// Saves what the index holds, when it is the whole directory: of each volume, on it. Called with the directories' locks held.
-    pub(crate) fn save_at_close(&self) {
-        self.save_index(None);
+    /// Gives when it was written, if it was.
+    pub(crate) fn save_at_close(&self) -> Option<u64> {
+        self.save_index(None)
     }
 
-    fn save_index(&self, stop: Option<&Stop>) {
+    fn save_index(&self, stop: Option<&Stop>) -> Option<u64> {
         let is_sound = self.recovery.is_complete() && !self.failed.load(Ordering::Acquire);
         if !is_sound || !self.keeps_snapshots() {
-            return;
+            return None;
         }
         let changes = self.counts.changes() + 1;
         // At close it is written whatever is counted: a change may be under way that is counted later.
         if stop.is_some() && *self.kept.changes.lock() == changes {
-            return;
+            return None;
         }
         let begin = Instant::now();
         let written_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
@@ -130,6 +131,7 @@ impl Core {
                 status.written_unix_ns = Some(written_ns);
                 status.written_objects = objects;
                 status.written_in_seconds = begin.elapsed().as_secs_f64();
+                return Some(written_ns);
             }
             Err(_) if stop.is_some_and(|stop| *stop.is_set.lock()) => {}
             Err(reason) => tracing::warn!(
@@ -137,6 +139,7 @@ impl Core {
                 "the snapshot of the index could not be saved; the next start knows what there is when it has scanned"
             ),
         }
+        None
     }
 
     /// Saves what the index holds of a volume; gives how many objects that are.

@@ -14,10 +14,14 @@ use crate::index::{BeginStore, Entered, Held, Index, Keyed, Moments, Recount, Si
 use crate::key::{ObjectKey, kv_rank};
 use crate::ledger::{Deltas, Ledger};
 use crate::snapshot::Record;
+use crate::sys::Inode;
 
 const BYTES: u64 = 100;
 /// What a snapshot says, where the object has changed since.
 const OTHER_BYTES: u64 = 70;
+/// The file's inode, and that of the file before it. A file that is recycled keeps its own.
+const INODE: Inode = Inode(1);
+const OTHER_INODE: Inode = Inode(2);
 const LEASE: Duration = Duration::from_secs(600);
 
 /// A scan has looked often enough: something must be wrong.
@@ -76,8 +80,9 @@ impl World {
     /// A snapshot tells of the object.
     fn hint(&self, bytes: u64) {
         let scopes = [self.index.hint_scope(self.keyed.key.scope(), &self.ledger)];
-        let records = [Record { scope: 0, chunk: self.keyed.key.chunk_hash().clone(), bytes, used_ns: 1 }];
-        self.index.add_hints(0, &scopes, &records, |added| {
+        let inode = if bytes == BYTES { INODE } else { OTHER_INODE };
+        let records = [Record { scope: 0, chunk: self.keyed.key.chunk_hash().clone(), bytes, used_ns: 1, inode }];
+        self.index.add_hints(0, &scopes, &records, true, |added| {
             let mut deltas = Deltas::new();
             added.iter().for_each(|(salt, bytes)| deltas.recovered(*salt, *bytes));
             self.ledger.apply(&deltas);
@@ -111,6 +116,8 @@ enum Kind {
     AskedStore,
     /// The scan, which looks before it knows anything.
     Scan,
+    /// The scan, of a name that was listed: what a hint knows by its inode it does not look at.
+    ListedScan,
     /// The snapshot's record of the object, as it is; of one that has another size by now.
     Hint,
     OldHint,
@@ -147,7 +154,7 @@ impl Actor {
                 }
                 false
             }
-            Kind::Scan => self.scan(world),
+            Kind::Scan | Kind::ListedScan => self.scan(world),
             Kind::Hint | Kind::OldHint => {
                 world.hint(if self.kind == Kind::Hint { BYTES } else { OTHER_BYTES });
                 true
@@ -172,7 +179,7 @@ impl Actor {
             }
             2 => world.disk = Some(BYTES),
             3 => {
-                assert!(world.index.commit_store(&world.keyed, BYTES, 0));
+                assert!(world.index.commit_store(&world.keyed, BYTES, 0, INODE));
                 world.deltas.stored(salt, BYTES);
             }
             _ => {
@@ -248,7 +255,7 @@ impl Actor {
 
     /// As `Discover::settle`.
     fn ask(&mut self, world: &mut World) -> bool {
-        let found = (self.bytes > 0).then_some(Seen { object: Held { bytes: self.bytes, volume: 0 }, modified_ns: 1 });
+        let found = seen(self.bytes);
         match self.at {
             1 => {
                 self.count_look();
@@ -286,15 +293,18 @@ impl Actor {
     fn scan(&mut self, world: &mut World) -> bool {
         let keys = std::slice::from_ref(&world.keyed);
         match self.at {
-            1 => {
+            // A name that is not listed is not entered.
+            1 if self.kind == Kind::ListedScan => return world.disk.is_none(),
+            1 => {}
+            2 => {
                 self.count_look();
-                self.moments = Some(world.index.moments(keys));
+                let listed = if self.kind == Kind::ListedScan { INODE } else { Inode::UNKNOWN };
+                self.moments = Some(world.index.moments(keys, 0, &[listed]));
             }
-            2 => self.bytes = world.disk.unwrap_or(0),
+            3 => self.bytes = world.disk.unwrap_or(0),
             _ => {
-                let object = Held { bytes: self.bytes, volume: 0 };
-                let found = [(self.bytes > 0).then_some(Seen { object, modified_ns: 1 })];
                 let moments = self.moments.take().expect("taken before");
+                let found = [moments.vouched[0].or_else(|| seen(self.bytes))];
                 let entered = world.index.enter_all(keys, &found, &moments, |changes| world.recount_all(changes));
                 if entered[..] != [Entered::Stale] {
                     return true;
@@ -309,6 +319,12 @@ impl Actor {
         self.looks += 1;
         assert!(self.looks < LOOKS_MAX, "the disk is looked at for ever");
     }
+}
+
+/// What a look at the disk has found.
+fn seen(bytes: u64) -> Option<Seen> {
+    let object = Held { bytes, volume: 0 };
+    (bytes > 0).then_some(Seen { object, modified_ns: 1, inode: INODE, is_unseen: false })
 }
 
 /// Runs one order: `choices` says who goes next, as a number among those who are not done; from its end on the first goes.
@@ -326,12 +342,12 @@ fn run(kinds: &[Kind], disk: Option<u64>, hint: Option<u64>, choices: &[usize]) 
         }
     }
     world.apply();
-    // What comes from a snapshot last is looked for when the scan has ended.
-    if kinds.iter().any(|kind| matches!(kind, Kind::Hint | Kind::OldHint)) {
+    // What comes from a snapshot last, and what is not listed, is looked for when the scan has ended.
+    if kinds.iter().any(|kind| matches!(kind, Kind::Hint | Kind::OldHint | Kind::ListedScan)) {
         let mut sweep = Actor::new(Kind::Ask);
         while !sweep.step(&mut world) {}
     }
-    if disk.is_none() || kinds.iter().any(|kind| matches!(kind, Kind::Scan | Kind::Ask)) {
+    if disk.is_none() || kinds.iter().any(|kind| matches!(kind, Kind::Scan | Kind::ListedScan | Kind::Ask)) {
         world.check();
     }
     widths
@@ -414,7 +430,7 @@ fn no_order_of_what_happens_to_a_key_breaks_index_or_books() {
 
 #[test]
 fn no_order_of_what_happens_to_a_hint_breaks_index_or_books() {
-    use Kind::{Ask, AskedStore, Delete, Load, Scan};
+    use Kind::{Ask, AskedStore, DamagedLoad, Delete, ListedScan, Load, Scan};
     let mut orders = 0;
     for hint in [BYTES, OTHER_BYTES] {
         for disk in [Some(BYTES), None] {
@@ -424,6 +440,11 @@ fn no_order_of_what_happens_to_a_hint_breaks_index_or_books() {
                 &[Scan, AskedStore],
                 &[Ask, Ask, Delete],
                 &[Ask, AskedStore],
+                &[ListedScan, Ask, Delete],
+                &[ListedScan, Ask, Load],
+                &[ListedScan, Ask, DamagedLoad],
+                &[ListedScan, AskedStore, Delete],
+                &[ListedScan, ListedScan, Delete],
             ] {
                 orders += search_hinted(kinds, disk, Some(hint));
             }

@@ -9,6 +9,24 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::NixPath;
 use nix::errno::Errno;
 
+/// What is remembered of a file's inode number: its low 32 bits; 0 where it is not known. Enough to tell a file from another one that has taken its
+/// name since.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Inode(pub(crate) u32);
+
+impl Inode {
+    pub(crate) const UNKNOWN: Self = Self(0);
+
+    pub(crate) fn new(number: u64) -> Self {
+        Self(number as u32)
+    }
+
+    /// Whether both are known, and the same.
+    pub(crate) fn is_that(self, other: Self) -> bool {
+        self != Self::UNKNOWN && self == other
+    }
+}
+
 /// What statx tells of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileStat {
@@ -34,6 +52,12 @@ const WANTED: u32 = libc::STATX_TYPE
     | libc::STATX_NLINK
     | libc::STATX_UID
     | libc::STATX_MODE;
+
+impl FileStat {
+    pub(crate) fn inode(&self) -> Inode {
+        Inode::new(self.identity.1)
+    }
+}
 
 /// statx of a name in a directory, of a symbolic link itself.
 pub(crate) fn stat_at<P: ?Sized + NixPath>(dir: BorrowedFd<'_>, name: &P) -> Result<FileStat, Errno> {

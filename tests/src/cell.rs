@@ -133,9 +133,11 @@ impl Mount {
         path
     }
 
-    /// Another program stores an object.
+    /// Another program stores an object, as LMCache does: in a file of its own, which takes the name.
     pub fn plant(&self, key: &ObjectKey, bytes: &[u8]) {
-        fs::write(self.ground(key), bytes).expect("write");
+        let path = self.ground(key);
+        let unfinished = path.with_file_name("planted.tmp");
+        fs::write(&unfinished, bytes).and_then(|()| fs::rename(unfinished, path)).expect("write and rename");
     }
 
     /// As [`Mount::plant`], of zeroes that are nowhere on the disk.

@@ -17,6 +17,7 @@ use crate::events::EventKind;
 use crate::key::{ObjectKey, Scope};
 use crate::ledger::{Ledger, SaltId};
 use crate::snapshot::Record;
+use crate::sys::Inode;
 
 /// What the index knows of a key, for those who are about to look at the disk.
 pub(crate) enum Sight {
@@ -56,12 +57,14 @@ impl Index {
 
     /// Enters hints of a volume, partition by partition. `count` is told of their bytes before anybody can settle them, with the partition
     /// locked. Listeners are not told: called before there can be any. Of what the scan has met already the time of use is taken over.
+    /// With `knows_files` the files have not changed since by this engine's doing, so that their inodes tell others' doing.
     /// Gives how many objects of the volume the records have told of.
     pub(crate) fn add_hints(
         &self,
         volume: usize,
         scopes: &[HintScope],
         records: &[Record],
+        knows_files: bool,
         mut count: impl FnMut(&[(SaltId, u64)]),
     ) -> u64 {
         let scope_of = |record: &Record| &scopes[record.scope as usize];
@@ -88,6 +91,7 @@ impl Index {
                     pins: 0,
                     lease: 0,
                     loads: 0,
+                    inode: if knows_files { record.inode } else { Inode::UNKNOWN },
                     state: State::Hinted,
                     origin: Origin::found(volume),
                 });
@@ -154,13 +158,14 @@ impl Index {
             tally.recounts.push(Recount { salt: keyed.salt, from: Some(from), to });
         }
         tally.hints -= 1;
-        let Some(Seen { object: Held { bytes, volume }, modified_ns }) = found else {
+        let Some(Seen { object: Held { bytes, volume }, modified_ns, inode, is_unseen }) = found else {
             partition.vacate(slot);
             tally.objects -= 1;
             tally.push(&self.hub, EventKind::Deleted, from.bytes, keyed);
             return Entered::Gone;
         };
-        (entry.state, entry.origin) = (State::Present, Origin::found(volume));
+        entry.origin = if is_unseen { Origin::unseen(volume) } else { Origin::found(volume) };
+        (entry.state, entry.inode) = (State::Present, inode);
         if bytes == from.bytes {
             entry.used_ns = entry.used_ns.max(modified_ns);
         } else {
@@ -213,9 +218,15 @@ impl Index {
 }
 
 impl Entry {
+    /// The object, if this is a hint whose file is the one with this inode on this volume: so it is there, and was not replaced.
+    pub(super) fn vouches(&self, volume: usize, inode: Inode) -> Option<Seen> {
+        let is_there = self.state == State::Hinted && self.origin.volume() == volume && self.inode.is_that(inode);
+        is_there.then(|| Seen { object: self.held(), modified_ns: 0, inode, is_unseen: true })
+    }
+
     /// Whether a record is of this object, which the scan has met before: then its use is remembered.
     fn is_told(&mut self, volume: usize, record: &Record) -> bool {
-        let is_found = self.state == State::Present && self.origin == Origin::found(volume);
+        let is_found = self.state == State::Present && self.origin.is_found() && self.origin.volume() == volume;
         if is_found && self.bytes == record.bytes {
             self.used_ns = self.used_ns.max(record.used_ns);
         }

@@ -7,6 +7,7 @@ use super::{Entered, Epoch, Held, Index, Keyed};
 use crate::discover::Seen;
 use crate::events::{Event, EventKind, Hub};
 use crate::ledger::SaltId;
+use crate::sys::Inode;
 
 /// One of many keys: its partition, and which it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,15 +55,31 @@ pub(crate) struct Moments {
     places: Vec<Place>,
     /// One for each run of places of one partition.
     epochs: Vec<Epoch>,
+    /// Of each key, what a snapshot knows, if its file is still the same.
+    pub(crate) vouched: Vec<Option<Seen>>,
 }
 
 impl Index {
-    /// To be taken before the disk is looked at for these keys.
-    pub(crate) fn moments(&self, keys: &[Keyed]) -> Moments {
+    /// To be taken before a volume is looked at for these keys. `listed` has the inode with which each name was listed there: hints that know it need no look.
+    pub(crate) fn moments(&self, keys: &[Keyed], volume: usize, listed: &[Inode]) -> Moments {
         let places = by_partition(keys.iter().map(|keyed| keyed.hash));
-        let groups = places.chunk_by(|a, b| a.partition == b.partition);
-        let epochs = groups.map(|group| Epoch(self.partitions[group[0].partition as usize].lock().epoch)).collect();
-        Moments { places, epochs }
+        let mut vouched = vec![None; keys.len()];
+        let has_hints = self.hints() > 0;
+        let (mut epochs, mut slots) = (Vec::new(), Vec::new());
+        for group in places.chunk_by(|a, b| a.partition == b.partition) {
+            let partition = self.partitions[group[0].partition as usize].lock();
+            epochs.push(Epoch(partition.epoch));
+            if has_hints {
+                slots.clear();
+                slots.extend(group.iter().map(|place| partition.slot(&keys[place.number as usize])));
+                for (place, slot) in group.iter().zip(&slots) {
+                    let number = place.number as usize;
+                    vouched[number] =
+                        slot.and_then(|slot| partition.entries[slot as usize].vouches(volume, listed[number]));
+                }
+            }
+        }
+        Moments { places, epochs, vouched }
     }
 
     /// Enters what was found since `moments` for its keys, in their order: new objects, and what settles hints. `recount` moves their bytes in
@@ -129,8 +146,9 @@ mod tests {
         let scope = Scope::new("meta-llama/Llama-3.1-8B", 0x0100_0100, 0, "tenant-1").unwrap();
         let keyed = |n: u8| index.keyed(&scope.key(&[n; 32]).unwrap(), &ledger);
         let keys: Vec<Keyed> = [1, 2, 1].map(keyed).into();
-        let seen = Seen { object: Held { bytes: 100, volume: 0 }, modified_ns: 1 };
-        let moments = index.moments(&keys);
+        let object = Held { bytes: 100, volume: 0 };
+        let seen = Seen { object, modified_ns: 1, inode: Inode::UNKNOWN, is_unseen: false };
+        let moments = index.moments(&keys, 0, &[Inode::UNKNOWN; 3]);
         let entered = index.enter_all(&keys, &[Some(seen); 3], &moments, |changes| {
             let mut deltas = Deltas::new();
             changes.iter().for_each(|change| deltas.recovered(change.salt, change.to.map_or(0, |to| to.bytes)));

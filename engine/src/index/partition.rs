@@ -5,6 +5,7 @@ use hashbrown::HashTable;
 use super::Keyed;
 use crate::config::VOLUMES_MAX;
 use crate::key::ChunkHash;
+use crate::sys::Inode;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -26,6 +27,8 @@ pub(super) struct Entry {
     pub(super) pins: u32,
     pub(super) lease: u32,
     pub(super) loads: u16,
+    /// The file's, where it is known.
+    pub(super) inode: Inode,
     pub(super) state: State,
     pub(super) origin: Origin,
 }
@@ -36,6 +39,8 @@ pub(super) struct Origin(u8);
 
 impl Origin {
     const FOUND: u8 = 1 << 7;
+    /// Found by its name alone: its size is what a snapshot says.
+    const UNSEEN: u8 = 1 << 6;
 
     pub(super) fn stored(volume: usize) -> Self {
         Self(volume as u8)
@@ -45,16 +50,24 @@ impl Origin {
         Self(volume as u8 | Self::FOUND)
     }
 
+    pub(super) fn unseen(volume: usize) -> Self {
+        Self(volume as u8 | Self::FOUND | Self::UNSEEN)
+    }
+
     pub(super) fn volume(self) -> usize {
-        usize::from(self.0 & !Self::FOUND)
+        usize::from(self.0 & !(Self::FOUND | Self::UNSEEN))
     }
 
     pub(super) fn is_found(self) -> bool {
         self.0 & Self::FOUND != 0
     }
+
+    pub(super) fn is_unseen(self) -> bool {
+        self.0 & Self::UNSEEN != 0
+    }
 }
 
-const _: () = assert!(VOLUMES_MAX <= Origin::FOUND as usize);
+const _: () = assert!(VOLUMES_MAX <= Origin::UNSEEN as usize);
 
 /// An object that is held for its caller: its size, and the volume that has its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

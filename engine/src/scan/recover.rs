@@ -13,9 +13,9 @@ use super::Foreign;
 use super::walk::{Name, Names, Walk};
 use crate::config::Discovery;
 use crate::core::Core;
-use crate::discover::{self, Found};
+use crate::discover::{Found, Seen};
 use crate::error::{Error, Result};
-use crate::index::{Held, Keyed, LastScope};
+use crate::index::{Keyed, LastScope};
 use crate::layout::{Decoder, Layout};
 
 /// What the scan at open found.
@@ -204,7 +204,7 @@ impl Scan<'_> {
         if !core.volumes[volume].is_up() {
             return Err(core.volume_failed(volume));
         }
-        let (mut keys, mut files) = (Vec::new(), Vec::new());
+        let (mut keys, mut files, mut inodes) = (Vec::new(), Vec::new(), Vec::new());
         for name in names.iter() {
             let path = name.path();
             let foreign = |reason: &dyn ToString| share.total.lock().foreign.add(&path, reason.to_string());
@@ -213,6 +213,7 @@ impl Scan<'_> {
                 (None, Err(reason)) => foreign(&reason),
                 (None, Ok(key)) => {
                     keys.push(core.index.keyed_in_turn(key, core.ledger(), last));
+                    inodes.push(name.inode());
                     files.push(name);
                 }
             }
@@ -222,7 +223,7 @@ impl Scan<'_> {
         let found = if self.counts_only {
             keys.iter().enumerate().map(|(number, keyed)| discover.count(keyed, || look(number))).collect()
         } else {
-            discover.enter_all(&keys, look)
+            discover.enter_all(&keys, volume, &inodes, look)
         };
         for ((found, keyed), name) in found?.into_iter().zip(keys).zip(&files) {
             match found {
@@ -238,15 +239,12 @@ impl Scan<'_> {
     }
 
     /// What there is under a name that may be an object's.
-    fn look(&self, name: Name<'_>, total: &Mutex<RecoveryReport>) -> Result<Option<discover::Seen>> {
+    fn look(&self, name: Name<'_>, total: &Mutex<RecoveryReport>) -> Result<Option<Seen>> {
         let Self { core, volume, .. } = *self;
         match name.stat() {
             // What a lost volume has is nowhere.
             Ok(_) if !core.volumes[volume].is_up() => Ok(None),
-            Ok(stat) if stat.is_regular => {
-                let object = Held { bytes: stat.bytes, volume };
-                Ok(Some(discover::Seen { object, modified_ns: stat.modified_ns }))
-            }
+            Ok(stat) if stat.is_regular => Ok(Some(Seen::file(&stat, volume))),
             Ok(_) => {
                 total.lock().foreign.add(&name.path(), "not a regular file");
                 Ok(None)

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::layout::Layout;
-use crate::sys::{FileStat, stat_at};
+use crate::sys::{FileStat, Inode, stat_at};
 use crate::volume::STATE_DIR;
 
 /// Names that a thread takes at a time.
@@ -43,8 +43,14 @@ pub(crate) struct Names {
     prefix: Arc<str>,
     dir: Arc<OwnedFd>,
     text: String,
-    /// End of each name in `text`, and what is known of it.
-    ends: Vec<(usize, Kind)>,
+    ends: Vec<End>,
+}
+
+/// Where a name ends in the text, and what the listing tells of it.
+struct End {
+    at: usize,
+    inode: Inode,
+    kind: Kind,
 }
 
 /// One of them.
@@ -52,22 +58,27 @@ pub(crate) struct Names {
 pub(crate) struct Name<'a> {
     of: &'a Names,
     name: &'a str,
+    inode: Inode,
     kind: Kind,
 }
 
 impl Names {
     pub(crate) fn iter(&self) -> impl Iterator<Item = Name<'_>> {
         let mut start = 0;
-        self.ends.iter().map(move |(end, kind)| {
-            let name = &self.text[start..*end];
-            start = *end;
-            Name { of: self, name, kind: *kind }
+        self.ends.iter().map(move |End { at, inode, kind }| {
+            let name = &self.text[start..*at];
+            start = *at;
+            Name { of: self, name, inode: *inode, kind: *kind }
         })
     }
 
     fn add(&mut self, name: &str, kind: Kind) {
+        self.add_file(name, Inode::UNKNOWN, kind);
+    }
+
+    fn add_file(&mut self, name: &str, inode: Inode, kind: Kind) {
         self.text.push_str(name);
-        self.ends.push((self.text.len(), kind));
+        self.ends.push(End { at: self.text.len(), inode, kind });
     }
 }
 
@@ -84,6 +95,11 @@ impl<'a> Name<'a> {
             Kind::File => None,
             Kind::Foreign(reason) => Some(reason),
         }
+    }
+
+    /// The file's inode, where the listing says that it is a regular file.
+    pub(crate) fn inode(&self) -> Inode {
+        self.inode
     }
 
     /// Looks at the file: its type may not have been known.
@@ -227,7 +243,7 @@ impl<'a> Walk<'a> {
             return names.add(&String::from_utf8_lossy(raw), Kind::Foreign("its name is not UTF-8"));
         };
         match entry.file_type() {
-            Some(Type::File) => names.add(name, Kind::File),
+            Some(Type::File) => names.add_file(name, Inode::new(entry.ino()), Kind::File),
             // The file system does not tell in the listing: statx will.
             None => names.add(name, Kind::File),
             Some(Type::Directory) => {

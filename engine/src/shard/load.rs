@@ -9,6 +9,7 @@ use super::descriptors::Opened;
 use super::transfer::{Piece, Target, Transfer};
 use super::{Active, Answer, LoadOp, Shard};
 use crate::core::Queued;
+use crate::discover::Seen;
 use crate::error::{Error, Result};
 use crate::index::{Held, Keyed};
 use crate::integrity::{Integrity, STAMP_BYTES, STAMP_NAME, Stamp, Sum};
@@ -76,27 +77,36 @@ impl Shard {
         if op.part.is_expired() {
             return;
         }
-        let Some(held) = self.find(&op.keyed, &op.name) else {
+        let Some(mut held) = self.find(&op.keyed, &op.name) else {
             self.core.counts.load_misses.add(1);
             return self.answers.push(Answer::Load(op.part, Err(Error::NotFound), Some(op.buffer)));
         };
         self.core.config.steps.at(Step::Loading, &op.keyed.key);
-        let (object_bytes, buffer_bytes) = (held.bytes, op.buffer.len() as u64);
+        let buffer_bytes = op.buffer.len() as u64;
         let padding = self.core.config.padding_bytes;
-        let fits =
-            object_bytes == buffer_bytes || (object_bytes > buffer_bytes && object_bytes - buffer_bytes < padding);
-        if !fits {
-            let error = Error::WrongSize { object_bytes, buffer_bytes };
-            return self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer));
+        let fits = |object: u64| object == buffer_bytes || (object > buffer_bytes && object - buffer_bytes < padding);
+        if !fits(held.bytes) {
+            held = self.see_size(&op, held).unwrap_or(held);
         }
         let lane = match self.devices.lane_of(&op.buffer) {
             Ok(lane) => lane,
             Err(error) => return self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer)),
         };
         let is_doubted = self.core.volumes[held.volume].dir.trust.doubts(op.keyed.hash());
+        let opened = loop {
+            if !fits(held.bytes) {
+                break Err(Error::WrongSize { object_bytes: held.bytes, buffer_bytes });
+            }
+            let opened = self.open(&op.keyed.key, &op.name, held, is_doubted);
+            let is_damaged = matches!(opened, Err(Error::Damaged { .. }));
+            match if is_damaged { self.see_size(&op, held) } else { None } {
+                Some(seen) => held = seen,
+                None => break opened,
+            }
+        };
         // Only a whole payload can be checked: a padded file's tail is not loaded.
-        let is_whole = object_bytes == buffer_bytes;
-        match self.open(&op.keyed.key, &op.name, held, is_doubted) {
+        let is_whole = held.bytes == buffer_bytes;
+        match opened {
             Ok(Opened { stamp: Some(_), .. }) if is_doubted && !is_whole => {
                 let error = Error::Unverifiable { path: op.name.clone() };
                 self.fail_load(&op.keyed, &op.name, op.part, error, Some(op.buffer));
@@ -119,6 +129,31 @@ impl Shard {
                 self.end_load(&op.keyed, &op.name, op.part, Err(error), Some(op.buffer));
             }
         }
+    }
+
+    /// The first use of an object that was found by its name alone, and is not of the size that the snapshot says: it has the size that its file has.
+    fn see_size(&mut self, op: &LoadOp, held: Held) -> Option<Held> {
+        let LoadOp { keyed, name, .. } = op;
+        if !self.core.index.is_unseen(keyed) {
+            return None;
+        }
+        let stat = self.core.volumes[held.volume].dir.stat(name).ok()??;
+        let seen = Seen::file(&stat, held.volume);
+        if seen.object == held {
+            return None;
+        }
+        let deltas = |shard: &mut Self, came: u64, went: u64| {
+            shard.deltas[held.volume].recovered(keyed.salt, came);
+            shard.deltas[held.volume].deleted(keyed.salt, went);
+            shard.apply_deltas();
+        };
+        deltas(self, seen.object.bytes, held.bytes);
+        if self.core.index.relocate(keyed, &seen) {
+            self.core.suspect([keyed.salt]);
+            return Some(seen.object);
+        }
+        deltas(self, held.bytes, seen.object.bytes);
+        None
     }
 
     /// Errors of a volume's disk take it out, when they are enough.

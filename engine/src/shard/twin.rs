@@ -7,7 +7,8 @@
 use nix::errno::Errno;
 
 use super::{Shard, TwinOp};
-use crate::index::{Held, Sight};
+use crate::discover::Seen;
+use crate::index::Sight;
 
 impl Shard {
     /// A scan has found a file on a volume while the key was known.
@@ -30,7 +31,7 @@ impl Shard {
             return;
         }
         let found = match core.volumes[volume].dir.stat(&name) {
-            Ok(Some(stat)) => Held { bytes: stat.bytes, volume },
+            Ok(Some(stat)) => Seen::file(&stat, volume),
             Ok(None) => return,
             Err(errno) => {
                 return tracing::warn!(name, %errno, "a second file of an object could not be looked at; it stays");
@@ -39,14 +40,15 @@ impl Shard {
         core.counts.twins.add(1);
         // Without an object, it was deleted since the scan met it: every file of it.
         let Some(known) = known else { return self.remove_twin(&name, volume) };
-        if !core.volumes.goes_before(&name, found.volume, known.volume) {
+        let file = found.object;
+        if !core.volumes.goes_before(&name, file.volume, known.volume) {
             return self.remove_twin(&name, volume);
         }
-        self.deltas[found.volume].recovered(keyed.salt, found.bytes);
+        self.deltas[file.volume].recovered(keyed.salt, file.bytes);
         self.apply_deltas();
         self.descriptors.take(&keyed.key);
         let (gone, from) =
-            if core.index.relocate(&keyed, found) { (known, known.volume) } else { (found, found.volume) };
+            if core.index.relocate(&keyed, &found) { (known, known.volume) } else { (file, file.volume) };
         self.deltas[gone.volume].deleted(keyed.salt, gone.bytes);
         self.apply_deltas();
         self.remove_twin(&name, from);

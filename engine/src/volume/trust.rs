@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DIR/.saltern/running-<boot id>   made when an engine opens the directory, removed when it has closed it
+//! DIR/.saltern/closed-<time>       made when it has closed it with a snapshot of this time, removed when one opens it
 //! DIR/.saltern/unverified          since the time of this file objects have to be checked before their first use
 //! ```
 //!
@@ -12,7 +13,9 @@
 //! off nothing can be checked, and the order of writes has to be enough (ARCHITECTURE.md says where it is). The file goes when
 //! everything that there is has been checked.
 //!
-//! Both are names without contents: a journal makes them durable before the objects that are published later, so no sync is
+//! A mark `closed-` vouches for what the snapshot says of files: since then no engine has changed any.
+//!
+//! All are names without contents: a journal makes them durable before the objects that are published later, so no sync is
 //! needed.
 
 use std::collections::HashSet;
@@ -30,6 +33,7 @@ use crate::sys::{FileStat, stat_at};
 
 const RUNNING: &str = "running-";
 const UNVERIFIED: &str = "unverified";
+const CLOSED: &str = "closed-";
 
 /// Where Linux tells the number of its boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -40,6 +44,8 @@ pub(crate) struct Trust {
     state: OwnedFd,
     mark: String,
     suspect: Option<Suspect>,
+    /// When the snapshot was written with which the engine before this one closed the directory, if it did.
+    closed_with: Option<u64>,
     /// What this engine leaves has to be checked as well.
     is_withdrawn: AtomicBool,
 }
@@ -59,7 +65,8 @@ impl Trust {
         let read = || std::fs::read_to_string(BOOT_ID).unwrap_or_default();
         let id: String = boot_id.map_or_else(read, str::to_owned).chars().filter(char::is_ascii_graphic).collect();
         let mark = format!("{RUNNING}{}", id.replace('/', "-"));
-        let old = marks(state.as_fd())?;
+        let old = marks(state.as_fd(), RUNNING)?;
+        let closed = marks(state.as_fd(), CLOSED)?;
         // Without a number every boot is another one.
         let mut is_suspect = old.iter().any(|old| *old != mark) || (id.is_empty() && !old.is_empty());
         if is_suspect {
@@ -73,6 +80,13 @@ impl Trust {
         for old in old.iter().filter(|old| **old != mark) {
             unlinkat(&state, old.as_str(), UnlinkatFlags::NoRemoveDir)?;
         }
+        for closed in &closed {
+            unlinkat(&state, closed.as_str(), UnlinkatFlags::NoRemoveDir)?;
+        }
+        let closed_with = match (&closed[..], &old[..]) {
+            ([one], []) => one[CLOSED.len()..].parse().ok(),
+            _ => None,
+        };
         let since_ns = match stat_at(state.as_fd(), UNVERIFIED) {
             Ok(stat) => {
                 is_suspect = true;
@@ -82,7 +96,13 @@ impl Trust {
             Err(errno) => return Err(errno),
         };
         let suspect = is_suspect.then(|| Suspect { since_ns, proven: Mutex::default() });
-        Ok(Self { state, mark, suspect, is_withdrawn: AtomicBool::new(false) })
+        Ok(Self { state, mark, suspect, closed_with, is_withdrawn: AtomicBool::new(false) })
+    }
+
+    /// When the snapshot was written, in nanoseconds since 1970, with which the engine before this one closed the directory: what it says of files
+    /// was so then, and no engine has changed any since.
+    pub(crate) fn closed_with(&self) -> Option<u64> {
+        self.closed_with
     }
 
     /// Whether objects are to be checked before their first use.
@@ -115,9 +135,9 @@ impl Trust {
         }
     }
 
-    /// The engine has closed the directory. `present` gives the hashes of the keys whose objects are there, if all are known; it is
+    /// The engine has closed the directory, with the snapshot that it wrote at `saved_ns`, if it did. `present` gives the hashes of the keys whose objects are there, if all are known; it is
     /// asked where that matters.
-    pub(crate) fn end(&self, present: impl FnOnce() -> Option<Vec<u64>>) {
+    pub(crate) fn end(&self, saved_ns: Option<u64>, present: impl FnOnce() -> Option<Vec<u64>>) {
         if let Some(suspect) = &self.suspect
             && !self.is_withdrawn.load(Ordering::Acquire)
         {
@@ -125,6 +145,11 @@ impl Trust {
             if present().is_some_and(|present| present.iter().all(|hash| proven.contains(hash))) {
                 self.remove(UNVERIFIED);
             }
+        }
+        if let Some(saved_ns) = saved_ns
+            && let Err(errno) = touch(self.state.as_fd(), &format!("{CLOSED}{saved_ns}"))
+        {
+            tracing::warn!(%errno, "a mark could not be made; the next start looks at every file");
         }
         self.remove(&self.mark);
     }
@@ -143,14 +168,14 @@ fn touch(state: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
     openat(state, name, flags, Mode::S_IRUSR | Mode::S_IWUSR).map(drop)
 }
 
-/// The marks of engines that have not closed the directory.
-fn marks(state: BorrowedFd<'_>) -> Result<Vec<String>, Errno> {
+/// The marks that begin so.
+fn marks(state: BorrowedFd<'_>, prefix: &str) -> Result<Vec<String>, Errno> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mut listing = nix::dir::Dir::openat(state, ".", flags, Mode::empty())?;
     let mut marks = Vec::new();
     for entry in listing.iter() {
         if let Ok(name) = entry?.file_name().to_str()
-            && name.starts_with(RUNNING)
+            && name.starts_with(prefix)
         {
             marks.push(name.to_owned());
         }
@@ -177,7 +202,7 @@ mod tests {
         drop(begin("a"));
         let again = begin("a");
         assert!(!again.is_limited() && !again.doubts(1));
-        again.end(|| panic!("nobody asks"));
+        again.end(None, || panic!("nobody asks"));
         assert_eq!(names(), [""; 0]);
 
         // The machine goes down.
@@ -187,18 +212,42 @@ mod tests {
         after.prove(1);
         assert!(!after.doubts(1) && after.doubts(2));
         assert_eq!(names(), ["running-b", "unverified"]);
-        after.end(|| Some(vec![1, 2]));
+        after.end(None, || Some(vec![1, 2]));
         // Not everything was looked at: the doubt stays, over clean closes, too.
         assert_eq!(names(), ["unverified"]);
         let later = begin("c");
         assert!(later.doubts(1) && later.doubts(2));
         later.prove(1);
-        later.end(|| None);
+        later.end(None, || None);
         assert_eq!(names(), ["unverified"]);
         let last = begin("c");
         last.prove(1);
-        last.end(|| Some(vec![1]));
+        last.end(None, || Some(vec![1]));
         assert_eq!(names(), [""; 0]);
+    }
+
+    #[test]
+    fn a_snapshot_is_vouched_for_until_an_engine_has_opened_the_directory() {
+        let scratch = tempfile::tempdir_in(".").unwrap();
+        let begin = |boot| Trust::begin(open_dir(scratch.path()).unwrap(), Some(boot)).unwrap();
+        let first = begin("a");
+        assert_eq!(first.closed_with(), None);
+        first.end(Some(17), || None);
+        // After a reboot, too: it was closed before.
+        let second = begin("b");
+        assert_eq!(second.closed_with(), Some(17));
+        drop(second);
+        // That one was killed, so the files may be others by now.
+        let third = begin("b");
+        assert_eq!(third.closed_with(), None);
+        third.end(None, || None);
+        // It has saved nothing.
+        let last = begin("b");
+        assert_eq!(last.closed_with(), None);
+        last.end(Some(18), || None);
+        // Killed between the two marks.
+        touch(open_dir(scratch.path()).unwrap().as_fd(), "running-b").unwrap();
+        assert_eq!(begin("b").closed_with(), None);
     }
 
     #[test]
@@ -207,7 +256,7 @@ mod tests {
         let begin = || Trust::begin(open_dir(scratch.path()).unwrap(), Some("a")).unwrap();
         let first = begin();
         first.withdraw();
-        first.end(|| panic!("nobody asks"));
+        first.end(None, || panic!("nobody asks"));
         assert!(begin().doubts(7));
     }
 }

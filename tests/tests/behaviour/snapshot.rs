@@ -378,7 +378,7 @@ fn when_objects_were_used_survives_a_clean_restart(cell: Cell) {
 fn a_snapshot_that_cannot_be_used_is_ignored_with_a_note(cell: Cell) {
     let fixtures = saltern_tests::fixtures();
     let cases =
-        [("index-v1-cut", "damaged"), ("index-v1-flipped", "damaged"), ("index-v2", "version 2"), ("index-v1", "nixl")];
+        [("index-v2-cut", "damaged"), ("index-v1-flipped", "damaged"), ("index-v3", "version 3"), ("index-v2", "nixl")];
     // The last one is right where names are NIXL's.
     for (name, reason) in cases.into_iter().filter(|(_, reason)| *reason != cell.layout.name()) {
         let mount = mount(cell, "snapshot");
@@ -402,6 +402,77 @@ fn a_snapshot_that_cannot_be_used_is_ignored_with_a_note(cell: Cell) {
         let engine = mount.open();
         assert_eq!(engine.status().notes, [""; 0]);
     }
+}
+
+/// Programs that write into files, which LMCache does not.
+fn write_into(mount: &Mount, n: u32, bytes: &[u8]) {
+    fs::write(mount.file(&key(n)), bytes).expect("write");
+}
+
+#[apply(each_cell!)]
+fn after_a_close_a_file_that_was_written_into_shows_its_size_when_it_is_used(cell: Cell) {
+    let mount = mount(cell, "snapshot-unseen");
+    prepare(&mount);
+    let old = SPARSE_BYTES as usize;
+    (0..30).for_each(|n| write_into(&mount, n, &payload(n.into(), 1000)));
+    // One thread reads the snapshot before it scans; what others meet before its record is read is looked at.
+    let mut config = mount.config();
+    config.scan_threads = 1;
+    let engine = mount.open_as(config);
+    let heard = Recorder::new();
+    engine.subscribe(heard.clone()).expect("subscribe");
+    until("the replay is complete", || heard.events().len() == MANY as usize);
+    for n in 0..30 {
+        assert_eq!(
+            find(&engine, &key(n)),
+            Some(SPARSE_BYTES),
+            "{n}: its name and inode are as they were, so nobody has looked"
+        );
+        engine.unpin(&[key(n)]);
+    }
+    for n in 0..10 {
+        let loaded = get(&engine, &key(n), old);
+        assert!(matches!(loaded, Err(Error::WrongSize { object_bytes: 1000, .. })), "{n}: {loaded:?}");
+    }
+    for n in 0..20 {
+        assert!(get(&engine, &key(n), 1000).expect("load") == payload(n.into(), 1000), "{n}: whoever knows better");
+        assert_eq!(find(&engine, &key(n)), Some(1000), "{n}");
+    }
+    for n in 20..30 {
+        assert!(matches!(remove(&engine, &key(n)), Ok(SPARSE_BYTES)), "{n}");
+        assert!(matches!(put(&engine, &key(n), &payload(n.into(), 3000)), Ok(3000)), "{n}");
+    }
+    assert_eq!(engine.status().counters.damaged, 0);
+    let disk = mount.assert_books(&engine);
+    engine.close();
+    assert_heard(&heard, cell, &disk);
+}
+
+#[apply(each_cell!)]
+fn after_anything_but_a_close_every_file_is_looked_at(cell: Cell) {
+    let mount = mount(cell, "snapshot-looked");
+    prepare(&mount);
+    let marks = || {
+        mount
+            .dirs()
+            .iter()
+            .flat_map(|dir| fs::read_dir(dir.join(".saltern")).expect("readdir"))
+            .filter_map(|entry| {
+                let path = entry.expect("readdir").path();
+                path.file_name()?.to_str()?.starts_with("closed-").then_some(path)
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(marks().len(), cell.volumes);
+    // As an engine that was killed leaves it.
+    marks().iter().for_each(|mark| fs::remove_file(mark).expect("unlink"));
+    (0..30).for_each(|n| write_into(&mount, n, &payload(n.into(), 1000)));
+    let engine = mount.open();
+    for n in 0..30 {
+        assert_eq!(find(&engine, &key(n)), Some(1000), "{n}");
+    }
+    assert!(marks().is_empty(), "while it runs nobody vouches");
+    mount.assert_books(&engine);
 }
 
 #[apply(each_cell!)]
