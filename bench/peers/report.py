@@ -69,7 +69,7 @@ def result(contest: Contest, phase: str, name: str) -> dict[str, Any]:
 #: Fields of the report that some results have not.
 ABSENT = (
     "mib_per_s cpu_seconds_per_gb ceiling_mib_per_s ceiling_cpu_seconds_per_gb ceiling_reused_mib_per_s ratio vs_baseline recycled "
-    "spare_bytes load_latency_us idle_load_latency_us keys_per_s keys_per_cpu_s scan_seconds"
+    "spare_bytes load_latency_us idle_load_latency_us device_load_latency_us device_idle_load_latency_us keys_per_s keys_per_cpu_s scan_seconds"
 ).split()
 
 

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 const MIB: u64 = 1 << 20;
 
-/// A directory `saltern-bench-XXXXXX`, removed with all that is in it on drop.
+/// A directory `saltern-bench-*`, removed with all that is in it on drop.
 pub struct Scratch {
     parent: PathBuf,
     dir: TempDir,

@@ -17,7 +17,7 @@ use crate::signals::cancel_flag;
 /// Arguments; the defaults are a run in less than a minute.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-A scratch directory saltern-bench-XXXXXX is made in --dir, and removed at the end, also after errors and Ctrl-C (a second \
+A scratch directory saltern-bench-* is made in --dir, and removed at the end, also after errors and Ctrl-C (a second \
 Ctrl-C does not wait for that). The ceiling is what the same device does with one preallocated file, at the same object \
 size and depth, measured between the rounds of each phase: random overwrites for fresh and steady, random reads for load, both for mixed. \
 Rounds that store end when everything is on the device (syncfs), the ceiling's as well: what a device takes into its cache at first says \

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use saltern::Layout;
-use saltern::maintain::{Finding, Refusal, Trouble, Verification, Verify, verify};
+use saltern::maintain::{Finding, Refusal, Trouble, VERIFY_DEPTH, Verification, Verify, verify};
 use serde::Serialize;
 
 use crate::failure::{Failure, INTERRUPTED, Outcome};
@@ -41,8 +41,8 @@ pub(crate) struct Args {
     /// Threads that read
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: u16,
-    /// Objects read at a time
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Objects read at a time, each with a buffer of 1 MiB
+    #[arg(long, value_name = "N", default_value_t = VERIFY_DEPTH as u16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     depth: u16,
     #[command(flatten)]
     json: JsonArgs,

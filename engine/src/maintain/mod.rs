@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 pub use clean::{Cleaning, Leftover, LeftoverKind, clean};
 pub use migrate::{Migration, migrate};
 pub use object::{Object, ObjectReader, last_uses};
-pub use verify::{Finding, Trouble, Verification, Verify, verify};
+pub use verify::{DEPTH_DEFAULT as VERIFY_DEPTH, Finding, Trouble, Verification, Verify, verify};
 
 /// Whether to act, or only to say what would be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -42,6 +42,10 @@ use crate::volume::STATE_DIR;
 /// Bytes of one read.
 const PIECE_BYTES: usize = 1 << 20;
 
+/// Objects in flight, if nothing else is asked for. A device's queue of 64, and half as many that are being opened and summed: with 64 the device was idle
+/// now and then (ARCHITECTURE.md has the figures).
+pub const DEPTH_DEFAULT: usize = 96;
+
 /// Where reads begin and what they are a multiple of, where the file system does not tell.
 const ALIGN_DEFAULT: usize = 4096;
 
@@ -66,7 +70,7 @@ pub struct Verify {
 
 impl Default for Verify {
     fn default() -> Self {
-        Self { threads: 2, depth: 64, repair: false, stamp: false }
+        Self { threads: 2, depth: DEPTH_DEFAULT, repair: false, stamp: false }
     }
 }
 

@@ -36,9 +36,7 @@ impl InFlight {
             offset: self.request.offset + self.done as u64,
         }
     }
-}
 
-impl InFlight {
     /// Takes one result of the kernel; `Some` when the request has ended, `None` when it has to go on.
     fn progress(&mut self, result: i32, align: usize) -> Option<Result<usize, Errno>> {
         let len = self.request.span.as_ref().map_or(0, Span::len);
