@@ -8,7 +8,7 @@ use crate::index::{Entered, Epoch, Held, Index, Keyed, Recount, Sight};
 use crate::latent::Latent;
 use crate::ledger::{Deltas, SaltId};
 use crate::steps::{Step, Steps};
-use crate::sys::{FileStat, Inode};
+use crate::sys::FileStat;
 use crate::volume::Volumes;
 
 /// A file that is there, and a regular one.
@@ -16,8 +16,7 @@ use crate::volume::Volumes;
 pub(crate) struct Seen {
     pub(crate) object: Held,
     pub(crate) modified_ns: u64,
-    pub(crate) inode: Inode,
-    /// Nobody has looked at the file: its name is there, with the inode of which a snapshot has the size.
+    /// Nobody has looked at the file: its name is there, and its size is what a snapshot says.
     pub(crate) is_unseen: bool,
 }
 
@@ -25,7 +24,7 @@ impl Seen {
     /// A file that was looked at.
     pub(crate) fn file(stat: &FileStat, volume: usize) -> Self {
         let object = Held { bytes: stat.bytes, volume };
-        Self { object, modified_ns: stat.modified_ns, inode: stat.inode(), is_unseen: false }
+        Self { object, modified_ns: stat.modified_ns, is_unseen: false }
     }
 }
 
@@ -58,13 +57,14 @@ impl Discover<'_> {
         Ok(if latent.is_some() && found != Found::Nowhere { Found::Known } else { found })
     }
 
-    /// As [`Self::enter`], of many keys of which none is counted, listed on a volume with these inodes, all looked at before the index is told: those of
-    /// a partition at once. `look` is given the number of the key; what a hint knows by its inode is not looked at. Gives what became of each.
+    /// As [`Self::enter`], of many keys of which none is counted, all looked at before the index is told: those of a partition at once. `look`
+    /// is given the number of the key; what was `listed` on `volume` as a regular file, and a snapshot vouches for, is not looked at. Gives what
+    /// became of each.
     pub(crate) fn enter_all(
         &self,
         keys: &[Keyed],
         volume: usize,
-        listed: &[Inode],
+        listed: &[bool],
         look: impl Fn(usize) -> Result<Option<Seen>>,
     ) -> Result<Vec<Found>> {
         let moments = self.index.moments(keys, volume, listed);

@@ -29,7 +29,7 @@ use crate::shard::{Command, DeleteOp, LoadOp, StoreOp};
 use crate::status::{SnapshotStatus, SpareStatus, Status};
 use crate::steps::Step;
 use crate::ticket::{Part, Report, Ticket, open_batch};
-use crate::volume::{Guards, Volume};
+use crate::volume::{Closed, Guards, Volume};
 use crate::watch::is_sampled;
 use crate::watchdog::{Line, Watchdog};
 
@@ -485,7 +485,11 @@ impl Engine {
         }
         let saved_ns = core.save_at_close();
         for (number, volume) in core.volumes.up() {
-            volume.dir.trust.end(saved_ns, || {
+            let closed = saved_ns.and_then(|written_ns| {
+                let changed_ns = volume.dir.last_change_ns()?;
+                Some(Closed { written_ns, changed_ns })
+            });
+            volume.dir.trust.end(closed, || {
                 let is_known = core.recovery.is_complete() && core.latent.objects() == 0;
                 is_known.then(|| core.index.lock_all().hashes(number))
             });

@@ -178,6 +178,8 @@ fn start(config: Config) -> Result<Engine> {
         tickets: AtomicU64::new(1),
         core,
     };
+    // From here on closing takes the marks away.
+    engine.core.volumes.iter().for_each(|volume| volume.dir.trust.start());
     start_shards(&mut engine)?;
     engine.guards = Guards::start(&engine.core)?;
     engine.keeper = Some(Keeper::start(&engine.core)?);

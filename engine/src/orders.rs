@@ -14,14 +14,10 @@ use crate::index::{BeginStore, Entered, Held, Index, Keyed, Moments, Recount, Si
 use crate::key::{ObjectKey, kv_rank};
 use crate::ledger::{Deltas, Ledger};
 use crate::snapshot::Record;
-use crate::sys::Inode;
 
 const BYTES: u64 = 100;
 /// What a snapshot says, where the object has changed since.
 const OTHER_BYTES: u64 = 70;
-/// The file's inode, and that of the file before it. A file that is recycled keeps its own.
-const INODE: Inode = Inode(1);
-const OTHER_INODE: Inode = Inode(2);
 const LEASE: Duration = Duration::from_secs(600);
 
 /// A scan has looked often enough: something must be wrong.
@@ -80,9 +76,9 @@ impl World {
     /// A snapshot tells of the object.
     fn hint(&self, bytes: u64) {
         let scopes = [self.index.hint_scope(self.keyed.key.scope(), &self.ledger)];
-        let inode = if bytes == BYTES { INODE } else { OTHER_INODE };
-        let records = [Record { scope: 0, chunk: self.keyed.key.chunk_hash().clone(), bytes, used_ns: 1, inode }];
-        self.index.add_hints(0, &scopes, &records, true, |added| {
+        let records = [Record { scope: 0, chunk: self.keyed.key.chunk_hash().clone(), bytes, used_ns: 1 }];
+        // A snapshot that is vouched for says what is there, or what was.
+        self.index.add_hints(0, &scopes, &records, bytes == BYTES, |added| {
             let mut deltas = Deltas::new();
             added.iter().for_each(|(salt, bytes)| deltas.recovered(*salt, *bytes));
             self.ledger.apply(&deltas);
@@ -116,7 +112,7 @@ enum Kind {
     AskedStore,
     /// The scan, which looks before it knows anything.
     Scan,
-    /// The scan, of a name that was listed: what a hint knows by its inode it does not look at.
+    /// The scan, of a name that was listed: what a snapshot vouches for it does not look at.
     ListedScan,
     /// The snapshot's record of the object, as it is; of one that has another size by now.
     Hint,
@@ -179,7 +175,7 @@ impl Actor {
             }
             2 => world.disk = Some(BYTES),
             3 => {
-                assert!(world.index.commit_store(&world.keyed, BYTES, 0, INODE));
+                assert!(world.index.commit_store(&world.keyed, BYTES, 0));
                 world.deltas.stored(salt, BYTES);
             }
             _ => {
@@ -298,8 +294,7 @@ impl Actor {
             1 => {}
             2 => {
                 self.count_look();
-                let listed = if self.kind == Kind::ListedScan { INODE } else { Inode::UNKNOWN };
-                self.moments = Some(world.index.moments(keys, 0, &[listed]));
+                self.moments = Some(world.index.moments(keys, 0, &[self.kind == Kind::ListedScan]));
             }
             3 => self.bytes = world.disk.unwrap_or(0),
             _ => {
@@ -324,7 +319,7 @@ impl Actor {
 /// What a look at the disk has found.
 fn seen(bytes: u64) -> Option<Seen> {
     let object = Held { bytes, volume: 0 };
-    (bytes > 0).then_some(Seen { object, modified_ns: 1, inode: INODE, is_unseen: false })
+    (bytes > 0).then_some(Seen { object, modified_ns: 1, is_unseen: false })
 }
 
 /// Runs one order: `choices` says who goes next, as a number among those who are not done; from its end on the first goes.
@@ -385,7 +380,7 @@ fn search_hinted(kinds: &[Kind], disk: Option<u64>, hint: Option<u64>) -> u64 {
 
 #[test]
 fn no_order_of_what_happens_to_a_key_breaks_index_or_books() {
-    use Kind::{Ask, AskedStore, DamagedLoad, Delete, FailingStore, Hint, Load, OldHint, Pin, Scan, Store};
+    use Kind::{Ask, AskedStore, DamagedLoad, Delete, FailingStore, Hint, ListedScan, Load, OldHint, Pin, Scan, Store};
     let mut orders = 0;
     // Where the index is whole, nothing is on disk that it does not know.
     for kinds in [
@@ -420,7 +415,15 @@ fn no_order_of_what_happens_to_a_key_breaks_index_or_books() {
     // The scan begins before the snapshot is read; callers come after that, so they meet at most one of both.
     for hint in [Hint, OldHint] {
         for disk in [Some(BYTES), None] {
-            for kinds in [&[hint, Scan][..], &[hint, Scan, Scan], &[hint, Scan, Ask], &[hint, Ask, Ask]] {
+            for kinds in [
+                &[hint, Scan][..],
+                &[hint, Scan, Scan],
+                &[hint, Scan, Ask],
+                &[hint, Ask, Ask],
+                &[hint, ListedScan],
+                &[hint, ListedScan, ListedScan],
+                &[hint, ListedScan, Ask],
+            ] {
                 orders += search(kinds, disk);
             }
         }

@@ -10,9 +10,9 @@
 //! Both begin at the same time: reading the snapshot is the work of one thread, the scan has others. What the scan has met before its record was read
 //! only takes over the time of its last use.
 //!
-//! Where the engine that wrote the snapshot closed the directory with it (`volume/trust.rs`), a name that is listed with the inode that the
-//! snapshot knows is still that file: it is entered without a look, and its size, which a program that writes into files may have
-//! changed, is checked when it is first loaded.
+//! Where nobody has made, removed or renamed a file since an engine closed the directory with this snapshot (`volume/trust.rs`), a name that is
+//! listed is entered without a look. Only a program that writes into a file can have changed its size then; that is seen when the object is
+//! first loaded.
 //!
 //! Each volume has a snapshot of its own objects, which goes with it. The sweep asks the disk for each that is left, instead of taking the scan's silence for an answer: names move while a directory is
 //! read.
@@ -55,8 +55,7 @@ impl Core {
         let contents = saved::read(state.as_fd(), FILE, FILE_BYTES_MAX).map_err(|error| error.to_string())?;
         let Some(contents) = contents else { return Ok(()) };
         let mut snapshot = Snapshot::parse(&contents, self.config.layout).map_err(|error| error.to_string())?;
-        let trust = &self.volumes[volume].dir.trust;
-        let knows_files = !trust.is_limited() && trust.closed_with() == Some(snapshot.written_ns);
+        let is_vouched = self.volumes[volume].dir.trust.vouches(snapshot.written_ns);
         let scopes: Vec<_> = snapshot.scopes.iter().map(|scope| self.index.hint_scope(scope, self.ledger())).collect();
         // As many as the file can hold, whatever it says.
         self.index.expect_hints((snapshot.left() as usize).min(contents.len() / crate::snapshot::RECORD_BYTES_MIN));
@@ -78,7 +77,7 @@ impl Core {
             if batch.is_empty() {
                 break;
             }
-            *told += self.index.add_hints(volume, &scopes, &batch, knows_files, count);
+            *told += self.index.add_hints(volume, &scopes, &batch, is_vouched, count);
         }
         damage.map_or(Ok(()), Err)
     }

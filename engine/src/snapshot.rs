@@ -5,7 +5,7 @@
 //! | part | bytes | field |
 //! |---|---|---|
 //! | head | 8 | `saltidx\n` |
-//! | | 4 | version of this format: 2 |
+//! | | 4 | version of this format: 1 |
 //! | | 4 | layout of the volume: 0 fs, 1 fs3, 2 nixl, 3 nixl3, 4 nixl-sharded |
 //! | | 8 | when it was written, in nanoseconds since 1970 |
 //! | | 4 | number of scopes |
@@ -21,13 +21,12 @@
 //! | | | its chunk hash |
 //! | | 8 | its size |
 //! | | 8 | its last use, in nanoseconds since 1970 |
-//! | | 4 | the low 32 bits of its file's inode number, 0 where it is not known; since version 2 |
 //! | tail | 8 | CRC-64/NVME of all before |
 //!
 //! Objects are in the order of their last use, the oldest first. It is written at intervals and when an engine closes in good order,
 //! and replaced whole. It is a hint: what is there, and how large, the directory says (see `index/hints.rs`), so it may be of any age.
 //! A file that is damaged, of another version or layout, is ignored with a note; no field of it is believed before the checksum
-//! is right. Version 1, which is read as well, had no inode numbers.
+//! is right.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -38,7 +37,6 @@ use thiserror::Error;
 use crate::integrity::{ALGORITHM, checksum};
 use crate::key::{ChunkHash, Scope};
 use crate::layout::Layout;
-use crate::sys::Inode;
 
 /// Its name in `.saltern`.
 pub(crate) const FILE: &str = "index";
@@ -47,11 +45,7 @@ pub(crate) const FILE: &str = "index";
 pub(crate) const FILE_BYTES_MAX: u64 = 4 << 30;
 
 const MAGIC: &[u8; 8] = b"saltidx\n";
-const VERSION: u32 = 2;
-/// The oldest that is read.
-const VERSION_MIN: u32 = 1;
-/// The first with inode numbers.
-const VERSION_INODES: u32 = 2;
+const VERSION: u32 = 1;
 const TAIL_BYTES: usize = 8;
 /// The shortest record: a chunk hash of one byte.
 pub(crate) const RECORD_BYTES_MIN: usize = 4 + 1 + 1 + 8 + 8;
@@ -63,7 +57,7 @@ const LAYOUTS: [Layout; 5] = [Layout::Fs, Layout::Fs3, Layout::Nixl, Layout::Nix
 pub(crate) enum Unusable {
     #[error("it is not a snapshot of an index")]
     Foreign,
-    #[error("it is of version {0}, this program knows versions {VERSION_MIN} to {VERSION}")]
+    #[error("it is of version {0}, this program knows version {VERSION}")]
     Version(u32),
     #[error("it is of layout {0}")]
     Layout(String),
@@ -80,7 +74,6 @@ pub(crate) struct Record {
     pub(crate) bytes: u64,
     /// Last use, in nanoseconds since 1970.
     pub(crate) used_ns: u64,
-    pub(crate) inode: Inode,
 }
 
 /// What goes into a snapshot.
@@ -146,7 +139,6 @@ impl Contents {
             out.put(chunk)?;
             out.put(&record.bytes.to_le_bytes())?;
             out.put(&record.used_ns.to_le_bytes())?;
-            out.put(&record.inode.0.to_le_bytes())?;
         }
         out.pass_on()?;
         let sum = out.digest.finalize();
@@ -159,7 +151,6 @@ impl Contents {
 pub(crate) struct Snapshot<'a> {
     pub(crate) scopes: Vec<Arc<Scope>>,
     pub(crate) written_ns: u64,
-    version: u32,
     left: u64,
     rest: Fields<'a>,
 }
@@ -172,7 +163,7 @@ impl<'a> Snapshot<'a> {
             return Err(Unusable::Foreign);
         }
         let version = head.u32().ok_or(Unusable::Damaged("cut short"))?;
-        if !(VERSION_MIN..=VERSION).contains(&version) {
+        if version != VERSION {
             return Err(Unusable::Version(version));
         }
         let body = contents.len().checked_sub(TAIL_BYTES).ok_or(Unusable::Damaged("cut short"))?;
@@ -180,7 +171,7 @@ impl<'a> Snapshot<'a> {
             return Err(Unusable::Damaged("wrong checksum"));
         }
         let fields = Fields(&contents[MAGIC.len() + size_of::<u32>()..body]);
-        Self::parse_head(fields, version, layout)
+        Self::parse_head(fields, layout)
     }
 
     /// Records that are still to come, as the file says.
@@ -188,7 +179,7 @@ impl<'a> Snapshot<'a> {
         self.left
     }
 
-    fn parse_head(mut fields: Fields<'a>, version: u32, layout: Layout) -> Result<Self, Unusable> {
+    fn parse_head(mut fields: Fields<'a>, layout: Layout) -> Result<Self, Unusable> {
         let wrong = || Unusable::Damaged("a field is wrong");
         let number = fields.u32().ok_or_else(wrong)?;
         let written = LAYOUTS.get(number as usize).ok_or_else(|| Unusable::Layout(format!("number {number}")))?;
@@ -200,7 +191,7 @@ impl<'a> Snapshot<'a> {
         fields.u32().ok_or_else(wrong)?;
         let left = fields.u64().ok_or_else(wrong)?;
         let scopes = (0..count).map(|_| fields.scope().ok_or_else(wrong)).collect::<Result<_, _>>()?;
-        Ok(Self { scopes, written_ns, version, left, rest: fields })
+        Ok(Self { scopes, written_ns, left, rest: fields })
     }
 }
 
@@ -213,7 +204,7 @@ impl Iterator for Snapshot<'_> {
             return None;
         }
         self.left -= 1;
-        let record = self.rest.record(self.version).filter(|record| (record.scope as usize) < self.scopes.len());
+        let record = self.rest.record().filter(|record| (record.scope as usize) < self.scopes.len());
         if record.is_none() {
             self.left = 0;
         }
@@ -252,13 +243,11 @@ impl<'a> Fields<'a> {
         Scope::new(model, rank, group, salt).ok()
     }
 
-    fn record(&mut self, version: u32) -> Option<Record> {
+    fn record(&mut self) -> Option<Record> {
         let scope = self.u32()?;
         let len = usize::from(*self.take(1)?.first()?);
         let chunk = ChunkHash::new(self.take(len)?).ok()?;
-        let (bytes, used_ns) = (self.u64()?, self.u64()?);
-        let inode = if version < VERSION_INODES { Inode::UNKNOWN } else { Inode(self.u32()?) };
-        Some(Record { scope, chunk, bytes, used_ns, inode })
+        Some(Record { scope, chunk, bytes: self.u64()?, used_ns: self.u64()? })
     }
 }
 
@@ -266,30 +255,26 @@ impl<'a> Fields<'a> {
 mod tests {
     use super::*;
 
-    const VALID: &[u8] = include_bytes!("../tests/fixtures/index-v2");
-    const CUT: &[u8] = include_bytes!("../tests/fixtures/index-v2-cut");
-    const FLIPPED: &[u8] = include_bytes!("../tests/fixtures/index-v2-flipped");
-    const OLD: &[u8] = include_bytes!("../tests/fixtures/index-v1");
-    const OLD_CUT: &[u8] = include_bytes!("../tests/fixtures/index-v1-cut");
-    const OLD_FLIPPED: &[u8] = include_bytes!("../tests/fixtures/index-v1-flipped");
-    const NEWER: &[u8] = include_bytes!("../tests/fixtures/index-v3");
+    const VALID: &[u8] = include_bytes!("../tests/fixtures/index-v1");
+    const CUT: &[u8] = include_bytes!("../tests/fixtures/index-v1-cut");
+    const FLIPPED: &[u8] = include_bytes!("../tests/fixtures/index-v1-flipped");
+    const NEWER: &[u8] = include_bytes!("../tests/fixtures/index-v2");
 
     fn sample() -> Contents {
         let scopes = vec![
             Scope::new("meta-llama/Llama-3.1-8B", 0x0100_0100, 0, "").unwrap(),
             Scope::new("opt-125m", 0x0201_0201, 7, "grün").unwrap(),
         ];
-        let record = |scope, chunk: &[u8], bytes, used_ns, inode| Record {
+        let record = |scope, chunk: &[u8], bytes, used_ns| Record {
             scope,
             chunk: ChunkHash::new(chunk).unwrap(),
             bytes,
             used_ns,
-            inode: Inode(inode),
         };
         let records = vec![
-            record(1, &[1], 0, 1, 12),
-            record(0, &[2; 32], 4096, 1_700_000_000_000_000_000, 0),
-            record(1, &[3; 127], u64::from(u32::MAX) + 1, u64::MAX, u32::MAX),
+            record(1, &[1], 0, 1),
+            record(0, &[2; 32], 4096, 1_700_000_000_000_000_000),
+            record(1, &[3; 127], u64::from(u32::MAX) + 1, u64::MAX),
         ];
         Contents { layout: Layout::Nixl, written_ns: 1_763_700_000_000_000_000, scopes, records }
     }
@@ -310,16 +295,6 @@ mod tests {
     }
 
     #[test]
-    fn the_version_before_knows_no_files() {
-        let mut sample = sample();
-        sample.records.iter_mut().for_each(|record| record.inode = Inode::UNKNOWN);
-        assert_eq!(read(OLD, Layout::Nixl).unwrap(), sample.records);
-        for damaged in [OLD_CUT, OLD_FLIPPED] {
-            assert_eq!(read(damaged, Layout::Nixl).unwrap_err(), Unusable::Damaged("wrong checksum"));
-        }
-    }
-
-    #[test]
     fn long_files_are_written_in_steps() {
         let mut long = sample();
         long.records = (0..5000).map(|n| Record { used_ns: n, ..long.records[1].clone() }).collect();
@@ -333,7 +308,7 @@ mod tests {
     fn damaged_and_foreign_files_are_told_apart() {
         assert_eq!(read(CUT, Layout::Nixl).unwrap_err(), Unusable::Damaged("wrong checksum"));
         assert_eq!(read(FLIPPED, Layout::Nixl).unwrap_err(), Unusable::Damaged("wrong checksum"));
-        assert_eq!(read(NEWER, Layout::Nixl).unwrap_err(), Unusable::Version(3));
+        assert_eq!(read(NEWER, Layout::Nixl).unwrap_err(), Unusable::Version(2));
         assert_eq!(read(VALID, Layout::Fs).unwrap_err(), Unusable::Layout("nixl".into()));
         assert_eq!(read(b"saltern quotas", Layout::Fs).unwrap_err(), Unusable::Foreign);
         assert_eq!(read(b"", Layout::Fs).unwrap_err(), Unusable::Foreign);

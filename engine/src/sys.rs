@@ -9,24 +9,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::NixPath;
 use nix::errno::Errno;
 
-/// What is remembered of a file's inode number: its low 32 bits; 0 where it is not known. Enough to tell a file from another one that has taken its
-/// name since.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Inode(pub(crate) u32);
-
-impl Inode {
-    pub(crate) const UNKNOWN: Self = Self(0);
-
-    pub(crate) fn new(number: u64) -> Self {
-        Self(number as u32)
-    }
-
-    /// Whether both are known, and the same.
-    pub(crate) fn is_that(self, other: Self) -> bool {
-        self != Self::UNKNOWN && self == other
-    }
-}
-
 /// What statx tells of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileStat {
@@ -34,6 +16,8 @@ pub(crate) struct FileStat {
     pub(crate) bytes: u64,
     /// Time of last modification, in nanoseconds since 1970.
     pub(crate) modified_ns: u64,
+    /// Time of the last change of the inode, likewise; of a directory, of any of its names. Nobody can set it.
+    pub(crate) changed_ns: u64,
     /// Alignment of memory and of offsets for O_DIRECT; `None` when the kernel does not tell (before 6.1, and on
     /// file systems without the answer), `Some((0, 0))` when the file does not take O_DIRECT.
     pub(crate) direct_align: Option<(u32, u32)>,
@@ -48,16 +32,11 @@ pub(crate) struct FileStat {
 const WANTED: u32 = libc::STATX_TYPE
     | libc::STATX_SIZE
     | libc::STATX_MTIME
+    | libc::STATX_CTIME
     | libc::STATX_INO
     | libc::STATX_NLINK
     | libc::STATX_UID
     | libc::STATX_MODE;
-
-impl FileStat {
-    pub(crate) fn inode(&self) -> Inode {
-        Inode::new(self.identity.1)
-    }
-}
 
 /// statx of a name in a directory, of a symbolic link itself.
 pub(crate) fn stat_at<P: ?Sized + NixPath>(dir: BorrowedFd<'_>, name: &P) -> Result<FileStat, Errno> {
@@ -76,11 +55,14 @@ fn statx(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mask: u32) -> Result<File
     Errno::result(result)?;
     // SAFETY: all-zero is a valid `libc::statx`, and the kernel has filled it in.
     let stat = unsafe { out.assume_init() };
-    let seconds = u64::try_from(stat.stx_mtime.tv_sec).unwrap_or(0);
+    let since_1970 = |time: libc::statx_timestamp| {
+        u64::try_from(time.tv_sec).unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(u64::from(time.tv_nsec))
+    };
     Ok(FileStat {
         is_regular: u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG,
         bytes: stat.stx_size,
-        modified_ns: seconds.saturating_mul(1_000_000_000).saturating_add(u64::from(stat.stx_mtime.tv_nsec)),
+        modified_ns: since_1970(stat.stx_mtime),
+        changed_ns: since_1970(stat.stx_ctime),
         direct_align: (stat.stx_mask & libc::STATX_DIOALIGN != 0)
             .then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align)),
         identity: ((u64::from(stat.stx_dev_major) << 32) | u64::from(stat.stx_dev_minor), stat.stx_ino),

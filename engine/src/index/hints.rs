@@ -17,7 +17,6 @@ use crate::events::EventKind;
 use crate::key::{ObjectKey, Scope};
 use crate::ledger::{Ledger, SaltId};
 use crate::snapshot::Record;
-use crate::sys::Inode;
 
 /// What the index knows of a key, for those who are about to look at the disk.
 pub(crate) enum Sight {
@@ -57,19 +56,19 @@ impl Index {
 
     /// Enters hints of a volume, partition by partition. `count` is told of their bytes before anybody can settle them, with the partition
     /// locked. Listeners are not told: called before there can be any. Of what the scan has met already the time of use is taken over.
-    /// With `knows_files` the files have not changed since by this engine's doing, so that their inodes tell others' doing.
-    /// Gives how many objects of the volume the records have told of.
+    /// Where they are vouched for, a file that is there needs no look. Gives how many objects of the volume the records have told of.
     pub(crate) fn add_hints(
         &self,
         volume: usize,
         scopes: &[HintScope],
         records: &[Record],
-        knows_files: bool,
+        is_vouched: bool,
         mut count: impl FnMut(&[(SaltId, u64)]),
     ) -> u64 {
         let scope_of = |record: &Record| &scopes[record.scope as usize];
         let hashes: Vec<u64> = records.iter().map(|record| record.chunk.hash64(scope_of(record).hash)).collect();
         let (mut told, mut added) = (0, Vec::new());
+        let origin = if is_vouched { Origin::unseen(volume) } else { Origin::found(volume) };
         for group in by_partition(hashes.iter().copied()).chunk_by(|a, b| a.partition == b.partition) {
             let mut partition = self.partitions[group[0].partition as usize].lock();
             if self.is_lost(volume) {
@@ -91,9 +90,8 @@ impl Index {
                     pins: 0,
                     lease: 0,
                     loads: 0,
-                    inode: if knows_files { record.inode } else { Inode::UNKNOWN },
                     state: State::Hinted,
-                    origin: Origin::found(volume),
+                    origin,
                 });
                 added.push((scope.salt, record.bytes));
             }
@@ -158,14 +156,14 @@ impl Index {
             tally.recounts.push(Recount { salt: keyed.salt, from: Some(from), to });
         }
         tally.hints -= 1;
-        let Some(Seen { object: Held { bytes, volume }, modified_ns, inode, is_unseen }) = found else {
+        let Some(Seen { object: Held { bytes, volume }, modified_ns, is_unseen }) = found else {
             partition.vacate(slot);
             tally.objects -= 1;
             tally.push(&self.hub, EventKind::Deleted, from.bytes, keyed);
             return Entered::Gone;
         };
+        entry.state = State::Present;
         entry.origin = if is_unseen { Origin::unseen(volume) } else { Origin::found(volume) };
-        (entry.state, entry.inode) = (State::Present, inode);
         if bytes == from.bytes {
             entry.used_ns = entry.used_ns.max(modified_ns);
         } else {
@@ -218,10 +216,10 @@ impl Index {
 }
 
 impl Entry {
-    /// The object, if this is a hint whose file is the one with this inode on this volume: so it is there, and was not replaced.
-    pub(super) fn vouches(&self, volume: usize, inode: Inode) -> Option<Seen> {
-        let is_there = self.state == State::Hinted && self.origin.volume() == volume && self.inode.is_that(inode);
-        is_there.then(|| Seen { object: self.held(), modified_ns: 0, inode, is_unseen: true })
+    /// The object, if this is a hint that is vouched for, of a file on this volume.
+    pub(super) fn vouches(&self, volume: usize) -> Option<Seen> {
+        let is_vouched = self.state == State::Hinted && self.origin == Origin::unseen(volume);
+        is_vouched.then(|| Seen { object: self.held(), modified_ns: 0, is_unseen: true })
     }
 
     /// Whether a record is of this object, which the scan has met before: then its use is remembered.

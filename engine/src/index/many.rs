@@ -7,7 +7,6 @@ use super::{Entered, Epoch, Held, Index, Keyed};
 use crate::discover::Seen;
 use crate::events::{Event, EventKind, Hub};
 use crate::ledger::SaltId;
-use crate::sys::Inode;
 
 /// One of many keys: its partition, and which it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,13 +54,13 @@ pub(crate) struct Moments {
     places: Vec<Place>,
     /// One for each run of places of one partition.
     epochs: Vec<Epoch>,
-    /// Of each key, what a snapshot knows, if its file is still the same.
+    /// Of each key, what a snapshot says that is vouched for: its file, if it is there, needs no look.
     pub(crate) vouched: Vec<Option<Seen>>,
 }
 
 impl Index {
-    /// To be taken before a volume is looked at for these keys. `listed` has the inode with which each name was listed there: hints that know it need no look.
-    pub(crate) fn moments(&self, keys: &[Keyed], volume: usize, listed: &[Inode]) -> Moments {
+    /// To be taken before a volume is looked at for these keys; `listed` are those of which it is known that they are regular files there.
+    pub(crate) fn moments(&self, keys: &[Keyed], volume: usize, listed: &[bool]) -> Moments {
         let places = by_partition(keys.iter().map(|keyed| keyed.hash));
         let mut vouched = vec![None; keys.len()];
         let has_hints = self.hints() > 0;
@@ -69,13 +68,14 @@ impl Index {
         for group in places.chunk_by(|a, b| a.partition == b.partition) {
             let partition = self.partitions[group[0].partition as usize].lock();
             epochs.push(Epoch(partition.epoch));
-            if has_hints {
-                slots.clear();
-                slots.extend(group.iter().map(|place| partition.slot(&keys[place.number as usize])));
-                for (place, slot) in group.iter().zip(&slots) {
-                    let number = place.number as usize;
-                    vouched[number] =
-                        slot.and_then(|slot| partition.entries[slot as usize].vouches(volume, listed[number]));
+            if !has_hints {
+                continue;
+            }
+            slots.clear();
+            slots.extend(group.iter().map(|place| partition.slot(&keys[place.number as usize])));
+            for (place, slot) in group.iter().zip(&slots) {
+                if let Some(slot) = slot.filter(|_| listed[place.number as usize]) {
+                    vouched[place.number as usize] = partition.entries[slot as usize].vouches(volume);
                 }
             }
         }
@@ -146,9 +146,8 @@ mod tests {
         let scope = Scope::new("meta-llama/Llama-3.1-8B", 0x0100_0100, 0, "tenant-1").unwrap();
         let keyed = |n: u8| index.keyed(&scope.key(&[n; 32]).unwrap(), &ledger);
         let keys: Vec<Keyed> = [1, 2, 1].map(keyed).into();
-        let object = Held { bytes: 100, volume: 0 };
-        let seen = Seen { object, modified_ns: 1, inode: Inode::UNKNOWN, is_unseen: false };
-        let moments = index.moments(&keys, 0, &[Inode::UNKNOWN; 3]);
+        let seen = Seen { object: Held { bytes: 100, volume: 0 }, modified_ns: 1, is_unseen: false };
+        let moments = index.moments(&keys, 0, &[true; 3]);
         let entered = index.enter_all(&keys, &[Some(seen); 3], &moments, |changes| {
             let mut deltas = Deltas::new();
             changes.iter().for_each(|change| deltas.recovered(change.salt, change.to.map_or(0, |to| to.bytes)));

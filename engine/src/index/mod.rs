@@ -39,7 +39,6 @@ use crate::events::{EventKind, Hub};
 use crate::eviction::PolicyKind;
 use crate::key::{ObjectKey, Scope};
 use crate::ledger::{Ledger, SaltId};
-use crate::sys::Inode;
 pub(crate) use hints::Sight;
 #[cfg(test)]
 pub(crate) use many::Moments;
@@ -291,16 +290,14 @@ impl Index {
             pins: 0,
             lease: 0,
             loads: 0,
-            inode: Inode::UNKNOWN,
             state: State::Storing,
             origin: Origin::stored(0),
         });
         BeginStore::New
     }
 
-    /// The object is published, with a file of this inode: from now on it is found. False when its volume was lost meanwhile: then the claim is
-    /// still there.
-    pub(crate) fn commit_store(&self, keyed: &Keyed, bytes: u64, volume: usize, inode: Inode) -> bool {
+    /// The object is published: from now on it is found. False when its volume was lost meanwhile: then the claim is still there.
+    pub(crate) fn commit_store(&self, keyed: &Keyed, bytes: u64, volume: usize) -> bool {
         let mut partition = self.partition(keyed.hash);
         if self.is_lost(volume) {
             return false;
@@ -309,7 +306,7 @@ impl Index {
         let entry = &mut partition.entries[slot as usize];
         assert_eq!(entry.state, State::Storing, "only the claim's owner ends it");
         (entry.bytes, entry.used_ns, entry.state) = (bytes, now_ns(), State::Present);
-        (entry.origin, entry.inode) = (Origin::stored(volume), inode);
+        entry.origin = Origin::stored(volume);
         self.note_insert(&partition, slot);
         self.objects.fetch_add(1, Ordering::Relaxed);
         self.hub.push(EventKind::Stored, bytes, || keyed.key.clone());
@@ -337,6 +334,8 @@ impl Index {
         entry.loads -= 1;
         let (state, loads, held) = (entry.state, entry.loads, entry.held());
         if used && state == State::Present {
+            // It was as long as the index knows.
+            partition.entries[slot as usize].origin.see();
             self.used(&mut partition, slot, keyed);
         }
         (state == State::Doomed && loads == 0).then_some(held)
@@ -401,7 +400,7 @@ impl Index {
         self.hub.push(EventKind::Deleted, bytes, || keyed.key.clone());
     }
 
-    /// Whether the object was found by its name alone, so that nobody has seen its size yet.
+    /// Whether the object was found by its name alone, and nobody has looked at its file yet.
     pub(crate) fn is_unseen(&self, keyed: &Keyed) -> bool {
         let mut partition = self.partition(keyed.hash);
         partition.get(keyed).is_some_and(|entry| entry.state == State::Present && entry.origin.is_unseen())
@@ -413,10 +412,9 @@ impl Index {
         partition.get(keyed).filter(|entry| entry.state == State::Present).map(|entry| entry.held())
     }
 
-    /// An object has another file than was known, on another volume or of another size, which stands for it from now on. Called by the key's home
-    /// shard; false when it is not there any more.
-    pub(crate) fn relocate(&self, keyed: &Keyed, to: &Seen) -> bool {
-        let Seen { object: to, inode, .. } = *to;
+    /// An object has another file of the same key, on another volume, or of another size than was known, which stands for it from now on. Called by
+    /// the key's home shard; false when it is not there any more.
+    pub(crate) fn relocate(&self, keyed: &Keyed, to: Held) -> bool {
         let mut partition = self.partition(keyed.hash);
         let Some(slot) = partition.slot(keyed) else { return false };
         let entry = &mut partition.entries[slot as usize];
@@ -425,14 +423,14 @@ impl Index {
         }
         let old_bytes = entry.bytes;
         if old_bytes == to.bytes {
-            (entry.origin, entry.inode) = (Origin::found(to.volume), inode);
+            entry.origin = Origin::found(to.volume);
             return true;
         }
         // Listeners and lists know an object by its size.
         self.note(&partition, || Change::Remove(self.id(keyed.hash, slot)));
         self.hub.push(EventKind::Deleted, old_bytes, || keyed.key.clone());
         let entry = &mut partition.entries[slot as usize];
-        (entry.bytes, entry.origin, entry.inode) = (to.bytes, Origin::found(to.volume), inode);
+        (entry.bytes, entry.origin) = (to.bytes, Origin::found(to.volume));
         self.note_insert(&partition, slot);
         self.hub.push(EventKind::Recovered, to.bytes, || keyed.key.clone());
         true
@@ -505,7 +503,6 @@ impl Index {
             pins: 0,
             lease: 0,
             loads: 0,
-            inode: found.inode,
             state: State::Present,
             origin: Origin::found(volume),
         });

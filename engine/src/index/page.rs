@@ -58,8 +58,8 @@ impl Index {
                 scopes.push(self.scopes[entry.scope as usize].scope.clone());
                 scopes.len() as u32 - 1
             });
-            let Entry { bytes, used_ns, inode, .. } = *entry;
-            records.push(Record { scope, chunk: entry.chunk.clone(), bytes, used_ns, inode });
+            let Entry { bytes, used_ns, .. } = *entry;
+            records.push(Record { scope, chunk: entry.chunk.clone(), bytes, used_ns });
         };
         for partition in &self.partitions {
             let mut from = 0;

@@ -5,7 +5,6 @@ use hashbrown::HashTable;
 use super::Keyed;
 use crate::config::VOLUMES_MAX;
 use crate::key::ChunkHash;
-use crate::sys::Inode;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -27,8 +26,6 @@ pub(super) struct Entry {
     pub(super) pins: u32,
     pub(super) lease: u32,
     pub(super) loads: u16,
-    /// The file's, where it is known.
-    pub(super) inode: Inode,
     pub(super) state: State,
     pub(super) origin: Origin,
 }
@@ -39,7 +36,7 @@ pub(super) struct Origin(u8);
 
 impl Origin {
     const FOUND: u8 = 1 << 7;
-    /// Found by its name alone: its size is what a snapshot says.
+    /// Known by its name alone: its size is what a snapshot says.
     const UNSEEN: u8 = 1 << 6;
 
     pub(super) fn stored(volume: usize) -> Self {
@@ -64,6 +61,11 @@ impl Origin {
 
     pub(super) fn is_unseen(self) -> bool {
         self.0 & Self::UNSEEN != 0
+    }
+
+    /// Its file was looked at.
+    pub(super) fn see(&mut self) {
+        self.0 &= !Self::UNSEEN;
     }
 }
 

@@ -7,7 +7,6 @@ use crate::events::Hub;
 use crate::eviction::PolicyKind;
 use crate::key::Scope;
 use crate::ledger::{Deltas, Ledger};
-use crate::sys::Inode;
 
 const OBJECTS: u64 = 1_000_000;
 const OBJECT_BYTES: u64 = 1 << 20;
@@ -28,7 +27,7 @@ fn fill(index: &Index, ledger: &Ledger, scope: &Arc<Scope>, numbers: std::ops::R
         hash[..8].copy_from_slice(&n.to_le_bytes());
         let keyed = index.keyed(&scope.key(&hash).unwrap(), ledger);
         assert_eq!(index.begin_store(&keyed), BeginStore::New);
-        assert!(index.commit_store(&keyed, OBJECT_BYTES, 0, Inode::UNKNOWN));
+        assert!(index.commit_store(&keyed, OBJECT_BYTES, 0));
         // Used once more, so that ARC keeps a ghost of it.
         assert_eq!(index.begin_store(&keyed), BeginStore::Present);
         deltas.recovered(keyed.salt, OBJECT_BYTES);

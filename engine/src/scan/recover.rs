@@ -103,7 +103,7 @@ pub(crate) fn scan_all(core: &Arc<Core>, hinted: WaitGroup, progress: &(dyn Fn(u
     let start = Instant::now();
     let seen: Vec<_> = core.volumes.iter().map(|_| AtomicU64::new(0)).collect();
     let twins = WaitGroup::new();
-    let scan_one = |volume: usize, hinted: WaitGroup| {
+    let scan_one = |volume: usize, hinted: Option<WaitGroup>| {
         let scan = Scan {
             core,
             volume,
@@ -120,16 +120,16 @@ pub(crate) fn scan_all(core: &Arc<Core>, hinted: WaitGroup, progress: &(dyn Fn(u
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..core.volumes.len())
             .map(|volume| {
-                let (name, hinted) = (format!("saltern-scan-{volume}"), hinted.clone());
+                let (name, hinted) = (format!("saltern-scan-{volume}"), Some(hinted.clone()));
                 (volume, std::thread::Builder::new().name(name).spawn_scoped(scope, move || scan_one(volume, hinted)))
             })
             .collect();
-        total.add(scan_one(0, hinted));
+        total.add(scan_one(0, Some(hinted)));
         for (volume, thread) in others {
             total.add(match thread {
                 Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-                // A thread that cannot be had is no error: it takes longer, and nobody waits for these hints.
-                Err(_) => scan_one(volume, WaitGroup::new()),
+                // A thread that cannot be had is no error: it takes longer. There are callers by now, so it is too late for hints.
+                Err(_) => scan_one(volume, None),
             });
         }
     });
@@ -160,8 +160,8 @@ struct Scan<'a> {
 }
 
 impl Scan<'_> {
-    /// The first of its threads takes the snapshot's hints before it joins the others; `hinted` is dropped then.
-    fn run(&self, hinted: WaitGroup, progress: &(dyn Fn(u64) + Sync)) -> RecoveryReport {
+    /// The first of its threads takes the snapshot's hints before it joins the others; `hinted` is dropped then. Without it there are none.
+    fn run(&self, hinted: Option<WaitGroup>, progress: &(dyn Fn(u64) + Sync)) -> RecoveryReport {
         let Self { core, volume, .. } = *self;
         let dir = &core.volumes[volume].dir;
         let total = Mutex::new(RecoveryReport::default());
@@ -169,8 +169,10 @@ impl Scan<'_> {
         let scanned = dir.reopen().and_then(|fd| {
             let walk = Walk::new(fd, dir.path(), self.layout, &core.recovery.stop)?;
             let first = || {
-                from_snapshot = core.take_hints(volume);
-                drop(hinted);
+                if let Some(hinted) = hinted {
+                    from_snapshot = core.take_hints(volume);
+                    drop(hinted);
+                }
             };
             let visitor = || {
                 let mut decoder = Decoder::new(self.layout);
@@ -204,7 +206,7 @@ impl Scan<'_> {
         if !core.volumes[volume].is_up() {
             return Err(core.volume_failed(volume));
         }
-        let (mut keys, mut files, mut inodes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut keys, mut files, mut listed) = (Vec::new(), Vec::new(), Vec::new());
         for name in names.iter() {
             let path = name.path();
             let foreign = |reason: &dyn ToString| share.total.lock().foreign.add(&path, reason.to_string());
@@ -213,7 +215,7 @@ impl Scan<'_> {
                 (None, Err(reason)) => foreign(&reason),
                 (None, Ok(key)) => {
                     keys.push(core.index.keyed_in_turn(key, core.ledger(), last));
-                    inodes.push(name.inode());
+                    listed.push(name.is_file());
                     files.push(name);
                 }
             }
@@ -223,7 +225,7 @@ impl Scan<'_> {
         let found = if self.counts_only {
             keys.iter().enumerate().map(|(number, keyed)| discover.count(keyed, || look(number))).collect()
         } else {
-            discover.enter_all(&keys, volume, &inodes, look)
+            discover.enter_all(&keys, volume, &listed, look)
         };
         for ((found, keyed), name) in found?.into_iter().zip(keys).zip(&files) {
             match found {

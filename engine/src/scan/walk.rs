@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::layout::Layout;
-use crate::sys::{FileStat, Inode, stat_at};
+use crate::sys::{FileStat, stat_at};
 use crate::volume::STATE_DIR;
 
 /// Names that a thread takes at a time.
@@ -43,14 +43,8 @@ pub(crate) struct Names {
     prefix: Arc<str>,
     dir: Arc<OwnedFd>,
     text: String,
-    ends: Vec<End>,
-}
-
-/// Where a name ends in the text, and what the listing tells of it.
-struct End {
-    at: usize,
-    inode: Inode,
-    kind: Kind,
+    /// End of each name in `text`, and what is known of it.
+    ends: Vec<(usize, Kind)>,
 }
 
 /// One of them.
@@ -58,27 +52,22 @@ struct End {
 pub(crate) struct Name<'a> {
     of: &'a Names,
     name: &'a str,
-    inode: Inode,
     kind: Kind,
 }
 
 impl Names {
     pub(crate) fn iter(&self) -> impl Iterator<Item = Name<'_>> {
         let mut start = 0;
-        self.ends.iter().map(move |End { at, inode, kind }| {
-            let name = &self.text[start..*at];
-            start = *at;
-            Name { of: self, name, inode: *inode, kind: *kind }
+        self.ends.iter().map(move |(end, kind)| {
+            let name = &self.text[start..*end];
+            start = *end;
+            Name { of: self, name, kind: *kind }
         })
     }
 
     fn add(&mut self, name: &str, kind: Kind) {
-        self.add_file(name, Inode::UNKNOWN, kind);
-    }
-
-    fn add_file(&mut self, name: &str, inode: Inode, kind: Kind) {
         self.text.push_str(name);
-        self.ends.push(End { at: self.text.len(), inode, kind });
+        self.ends.push((self.text.len(), kind));
     }
 }
 
@@ -92,14 +81,14 @@ impl<'a> Name<'a> {
     /// Why it cannot be an object, where its type tells.
     pub(crate) fn foreign(&self) -> Option<&'static str> {
         match self.kind {
-            Kind::File => None,
+            Kind::File | Kind::Untold => None,
             Kind::Foreign(reason) => Some(reason),
         }
     }
 
-    /// The file's inode, where the listing says that it is a regular file.
-    pub(crate) fn inode(&self) -> Inode {
-        self.inode
+    /// Whether it is a regular file, as the listing says.
+    pub(crate) fn is_file(&self) -> bool {
+        matches!(self.kind, Kind::File)
     }
 
     /// Looks at the file: its type may not have been known.
@@ -110,8 +99,10 @@ impl<'a> Name<'a> {
 
 #[derive(Clone, Copy)]
 enum Kind {
-    /// A regular file by its name's type.
+    /// A regular file, as the listing says.
     File,
+    /// The listing does not say.
+    Untold,
     Foreign(&'static str),
 }
 
@@ -243,9 +234,9 @@ impl<'a> Walk<'a> {
             return names.add(&String::from_utf8_lossy(raw), Kind::Foreign("its name is not UTF-8"));
         };
         match entry.file_type() {
-            Some(Type::File) => names.add_file(name, Inode::new(entry.ino()), Kind::File),
-            // The file system does not tell in the listing: statx will.
-            None => names.add(name, Kind::File),
+            Some(Type::File) => names.add(name, Kind::File),
+            // Statx will tell.
+            None => names.add(name, Kind::Untold),
             Some(Type::Directory) => {
                 let shard = name.len() == 2 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
                 if self.layout.is_sharded() && depth < SHARD_DEPTH && shard {

@@ -1,6 +1,6 @@
 //! What happens on a load: index, open, read, (check,) answer.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 
 use nix::errno::Errno;
@@ -9,7 +9,6 @@ use super::descriptors::Opened;
 use super::transfer::{Piece, Target, Transfer};
 use super::{Active, Answer, LoadOp, Shard};
 use crate::core::Queued;
-use crate::discover::Seen;
 use crate::error::{Error, Result};
 use crate::index::{Held, Keyed};
 use crate::integrity::{Integrity, STAMP_BYTES, STAMP_NAME, Stamp, Sum};
@@ -70,6 +69,12 @@ impl ActiveLoad {
             _ => Error::Damaged { path: self.name.clone(), expected, found },
         }
     }
+}
+
+/// The stamp of a file, if it has one that this version knows.
+fn read_stamp(fd: BorrowedFd<'_>) -> Result<Option<Stamp>, Errno> {
+    let mut raw = [0; STAMP_BYTES];
+    Ok(get_attribute(fd, STAMP_NAME, &mut raw)?.and_then(|len| Stamp::parse(&raw[..len])))
 }
 
 impl Shard {
@@ -137,9 +142,12 @@ impl Shard {
         if !self.core.index.is_unseen(keyed) {
             return None;
         }
-        let stat = self.core.volumes[held.volume].dir.stat(name).ok()??;
-        let seen = Seen::file(&stat, held.volume);
-        if seen.object == held {
+        let fd = self.core.volumes[held.volume].dir.open_object(name).ok()?;
+        let stat = stat_fd(fd.as_fd()).ok()?;
+        let seen = Held { bytes: stat.bytes, volume: held.volume };
+        // One that says how long it was is damaged.
+        let is_whole = read_stamp(fd.as_fd()).ok()?.is_none_or(|stamp| stamp.bytes() == stat.bytes);
+        if !stat.is_regular || seen == held || !is_whole {
             return None;
         }
         let deltas = |shard: &mut Self, came: u64, went: u64| {
@@ -147,12 +155,12 @@ impl Shard {
             shard.deltas[held.volume].deleted(keyed.salt, went);
             shard.apply_deltas();
         };
-        deltas(self, seen.object.bytes, held.bytes);
-        if self.core.index.relocate(keyed, &seen) {
+        deltas(self, seen.bytes, held.bytes);
+        if self.core.index.relocate(keyed, seen) {
             self.core.suspect([keyed.salt]);
-            return Some(seen.object);
+            return Some(seen);
         }
-        deltas(self, held.bytes, seen.object.bytes);
+        deltas(self, held.bytes, seen.bytes);
         None
     }
 
@@ -192,10 +200,7 @@ impl Shard {
         let mut stamp = None;
         let integrity = self.core.volumes[volume].integrity;
         if is_doubted || integrity == Integrity::Verify {
-            let mut raw = [0; STAMP_BYTES];
-            let len = get_attribute(fd.as_fd(), STAMP_NAME, &mut raw);
-            let len = len.map_err(|errno| Error::io("getxattr", name, errno))?;
-            stamp = len.and_then(|len| Stamp::parse(&raw[..len]));
+            stamp = read_stamp(fd.as_fd()).map_err(|errno| Error::io("getxattr", name, errno))?;
             if let Some(stamp) = stamp.filter(|stamp| stamp.bytes() != expected) {
                 return Err(damaged(stamp.bytes()));
             }

@@ -28,7 +28,7 @@ use crate::report::StoreReport;
 use crate::ring::Op;
 use crate::room::Reserved;
 use crate::steps::Step;
-use crate::sys::{Inode, remove_attribute, set_attribute, stat_fd};
+use crate::sys::{remove_attribute, set_attribute, stat_fd};
 use crate::ticket::Part;
 use crate::volume::{Holding, Parent, Volume};
 
@@ -47,21 +47,10 @@ pub(super) struct ActiveStore {
     /// Where the file is until it is published, and how long it was before.
     from: Holding,
     old_bytes: u64,
-    inode: Inode,
     part: Part<StoreReport>,
     pub(super) transfer: Transfer,
     pub(super) sum: Option<Sum>,
     _queued: Queued,
-}
-
-/// A file to write into.
-struct OpenFile {
-    /// Where it is.
-    from: Holding,
-    /// Its present length.
-    old_bytes: u64,
-    fd: Rc<OwnedFd>,
-    inode: Inode,
 }
 
 impl ActiveStore {
@@ -150,7 +139,7 @@ impl Shard {
             Err(error) => return self.fail_store(&op.keyed, op.volume, op.part, error, bytes, Some(op.buffer)),
         };
         match self.open_somewhere(&mut op, bytes) {
-            Ok(OpenFile { from, old_bytes, fd, inode }) => {
+            Ok((from, old_bytes, fd)) => {
                 let volume = op.volume;
                 let sum = (self.core.volumes[volume].integrity != Integrity::Off).then(Sum::new);
                 let (grid, may_be_direct) =
@@ -161,25 +150,14 @@ impl Shard {
                 if matches!(from, Holding::Temp(_)) && self.core.volumes[volume].dir.writes_allocate() {
                     transfer = transfer.in_turn(NEW_FILE_SEGMENTS * grid.segment);
                 }
-                self.activate_store(ActiveStore {
-                    keyed,
-                    name,
-                    volume,
-                    from,
-                    old_bytes,
-                    inode,
-                    part,
-                    transfer,
-                    sum,
-                    _queued,
-                });
+                self.activate_store(ActiveStore { keyed, name, volume, from, old_bytes, part, transfer, sum, _queued });
             }
             Err(error) => self.fail_store(&op.keyed, op.volume, op.part, error, bytes, Some(op.buffer)),
         }
     }
 
     /// A file to write into, on the volume where room is reserved; where that cannot have one, on the next that can.
-    fn open_somewhere(&mut self, op: &mut StoreOp, bytes: u64) -> Result<OpenFile> {
+    fn open_somewhere(&mut self, op: &mut StoreOp, bytes: u64) -> Result<(Holding, u64, Rc<OwnedFd>)> {
         let mut passed = 0;
         loop {
             let error = if self.core.volumes[op.volume].is_up() {
@@ -200,8 +178,8 @@ impl Shard {
         }
     }
 
-    /// A file to write into: a clean spare where there is one, else a new one.
-    fn open_file(&mut self, volume: usize, bytes: u64) -> Result<OpenFile> {
+    /// A file to write into, with its present length: a clean spare where there is one, else a new one.
+    fn open_file(&mut self, volume: usize, bytes: u64) -> Result<(Holding, u64, Rc<OwnedFd>)> {
         let is_mine = volume == self.volume;
         if is_mine {
             self.settle_spares();
@@ -211,9 +189,9 @@ impl Shard {
             && let Some(spare) = self.spares.take(bytes)
         {
             self.count_spares();
-            if let Some((fd, inode)) = self.open_spare(&spare) {
+            if let Some(fd) = self.open_spare(&spare) {
                 self.core.counts.recycled.add(1);
-                return Ok(OpenFile { from: Holding::Spare(spare.name), old_bytes: spare.bytes, fd, inode });
+                return Ok((Holding::Spare(spare.name), spare.bytes, fd));
             }
             discard(&self.core, volume, spare);
         }
@@ -224,10 +202,7 @@ impl Shard {
         let (mut temp, mut taken) = (self.next_name(), 0);
         loop {
             match self.core.volumes[volume].dir.create_temp(&temp, bytes) {
-                Ok(fd) => {
-                    let inode = stat_fd(fd.as_fd()).map_or(Inode::UNKNOWN, |stat| stat.inode());
-                    return Ok(OpenFile { from: Holding::Temp(temp), old_bytes: 0, fd: Rc::new(fd), inode });
-                }
+                Ok(fd) => return Ok((Holding::Temp(temp), 0, Rc::new(fd))),
                 // Something that the start could not remove has the name.
                 Err(Errno::EEXIST) if taken < TAKEN_MAX => {
                     taken += 1;
@@ -241,14 +216,14 @@ impl Shard {
 
     /// The descriptor of a spare, if its file may be overwritten: it has no other name, and is private to this user. A
     /// recovered file may be a hard link of somebody's backup.
-    fn open_spare(&self, spare: &Spare) -> Option<(Rc<OwnedFd>, Inode)> {
+    fn open_spare(&self, spare: &Spare) -> Option<Rc<OwnedFd>> {
         let fd = match &spare.fd {
             Some(fd) => fd.clone(),
             None => Rc::new(self.core.volumes[self.volume].dir.open_spare(&spare.name).ok()?),
         };
         let stat = stat_fd(fd.as_fd()).ok()?;
         let ours = stat.is_regular && stat.links == 1 && stat.mode == 0o600 && stat.owner == self.user;
-        (ours && stat.bytes == spare.bytes).then(|| (fd, stat.inode()))
+        (ours && stat.bytes == spare.bytes).then_some(fd)
     }
 
     /// A new file must not take the file system's last bytes: spares are given back first.
@@ -438,10 +413,10 @@ impl Shard {
     fn end_store(&mut self, active: usize, result: Result<()>) {
         let Active::Store(store) = self.actives.remove(active) else { unreachable!("a store's number names a store") };
         self.stores.active -= 1;
-        let ActiveStore { keyed, volume, inode, part, transfer, sum, _queued, .. } = store;
+        let ActiveStore { keyed, volume, part, transfer, sum, _queued, .. } = store;
         let bytes = transfer.len as u64;
         self.core.volumes[volume].dir.trust.prove(keyed.hash());
-        if !self.core.index.commit_store(&keyed, bytes, volume, inode) {
+        if !self.core.index.commit_store(&keyed, bytes, volume) {
             let error = self.core.volume_failed(volume);
             return self.fail_store(&keyed, volume, part, error, bytes, transfer.target.into_buffer());
         }

@@ -7,8 +7,7 @@
 use nix::errno::Errno;
 
 use super::{Shard, TwinOp};
-use crate::discover::Seen;
-use crate::index::Sight;
+use crate::index::{Held, Sight};
 
 impl Shard {
     /// A scan has found a file on a volume while the key was known.
@@ -31,7 +30,7 @@ impl Shard {
             return;
         }
         let found = match core.volumes[volume].dir.stat(&name) {
-            Ok(Some(stat)) => Seen::file(&stat, volume),
+            Ok(Some(stat)) => Held { bytes: stat.bytes, volume },
             Ok(None) => return,
             Err(errno) => {
                 return tracing::warn!(name, %errno, "a second file of an object could not be looked at; it stays");
@@ -40,15 +39,14 @@ impl Shard {
         core.counts.twins.add(1);
         // Without an object, it was deleted since the scan met it: every file of it.
         let Some(known) = known else { return self.remove_twin(&name, volume) };
-        let file = found.object;
-        if !core.volumes.goes_before(&name, file.volume, known.volume) {
+        if !core.volumes.goes_before(&name, found.volume, known.volume) {
             return self.remove_twin(&name, volume);
         }
-        self.deltas[file.volume].recovered(keyed.salt, file.bytes);
+        self.deltas[found.volume].recovered(keyed.salt, found.bytes);
         self.apply_deltas();
         self.descriptors.take(&keyed.key);
         let (gone, from) =
-            if core.index.relocate(&keyed, &found) { (known, known.volume) } else { (file, file.volume) };
+            if core.index.relocate(&keyed, found) { (known, known.volume) } else { (found, found.volume) };
         self.deltas[gone.volume].deleted(keyed.salt, gone.bytes);
         self.apply_deltas();
         self.remove_twin(&name, from);

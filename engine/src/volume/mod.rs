@@ -53,6 +53,7 @@ use presence::Presence;
 #[cfg(test)]
 pub(crate) use quarantine::Quarantine;
 pub(crate) use quarantine::SyncNumber;
+pub(crate) use trust::Closed;
 
 /// The default of `min_free_bytes` is not more than this.
 const MIN_FREE_DEFAULT_MAX: u64 = 1 << 30;

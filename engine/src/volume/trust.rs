@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/.saltern/running-<boot id>   made when an engine opens the directory, removed when it has closed it
-//! DIR/.saltern/closed-<time>       made when it has closed it with a snapshot of this time, removed when one opens it
+//! DIR/.saltern/closed-<time>-<time>  made when it has closed it, removed when one opens it: when its snapshot was written, when a name in DIR was changed last
 //! DIR/.saltern/unverified          since the time of this file objects have to be checked before their first use
 //! ```
 //!
@@ -13,10 +13,12 @@
 //! off nothing can be checked, and the order of writes has to be enough (ARCHITECTURE.md says where it is). The file goes when
 //! everything that there is has been checked.
 //!
-//! A mark `closed-` vouches for what the snapshot says of files: since then no engine has changed any.
+//! A mark `closed-` vouches for what that snapshot says of files, as long as the directory's own time of change is still that one: then
+//! nobody, an engine or another program, has made, removed or renamed a file in it since. The kernel keeps that time, and nobody can set it. What it does not tell is that
+//! somebody has written into a file.
 //!
 //! All are names without contents: a journal makes them durable before the objects that are published later, so no sync is
-//! needed.
+//! needed on ext4 and xfs.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -44,10 +46,31 @@ pub(crate) struct Trust {
     state: OwnedFd,
     mark: String,
     suspect: Option<Suspect>,
-    /// When the snapshot was written with which the engine before this one closed the directory, if it did.
-    closed_with: Option<u64>,
+    /// When the snapshot was written that is vouched for.
+    vouched_ns: Option<u64>,
+    /// To be put back if no engine comes to use the directory.
+    before: Before,
     /// What this engine leaves has to be checked as well.
     is_withdrawn: AtomicBool,
+}
+
+/// What can be said of a directory that was closed, in nanoseconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Closed {
+    /// When its snapshot was written.
+    pub(crate) written_ns: u64,
+    /// When a name in it was changed last.
+    pub(crate) changed_ns: u64,
+}
+
+/// The marks that were there.
+#[derive(Debug)]
+struct Before {
+    closed: Option<String>,
+    /// An engine of this boot was killed.
+    is_marked: bool,
+    /// An engine uses the directory.
+    is_past: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -60,8 +83,8 @@ struct Suspect {
 
 impl Trust {
     /// Marks the directory as in use, and sees what was left. `state` is the directory of the engine's own files; the lock is
-    /// held. `boot_id` replaces the machine's.
-    pub(crate) fn begin(state: OwnedFd, boot_id: Option<&str>) -> Result<Self, Errno> {
+    /// held. `boot_id` replaces the machine's. `changed_ns` is the time of change of the directory above it.
+    pub(crate) fn begin(state: OwnedFd, boot_id: Option<&str>, changed_ns: u64) -> Result<Self, Errno> {
         let read = || std::fs::read_to_string(BOOT_ID).unwrap_or_default();
         let id: String = boot_id.map_or_else(read, str::to_owned).chars().filter(char::is_ascii_graphic).collect();
         let mark = format!("{RUNNING}{}", id.replace('/', "-"));
@@ -80,13 +103,11 @@ impl Trust {
         for old in old.iter().filter(|old| **old != mark) {
             unlinkat(&state, old.as_str(), UnlinkatFlags::NoRemoveDir)?;
         }
-        for closed in &closed {
-            unlinkat(&state, closed.as_str(), UnlinkatFlags::NoRemoveDir)?;
-        }
-        let closed_with = match (&closed[..], &old[..]) {
-            ([one], []) => one[CLOSED.len()..].parse().ok(),
-            _ => None,
-        };
+        // What cannot be removed would be there still when it is not true any more.
+        let is_removed = closed.iter().all(|mark| remove(state.as_fd(), mark));
+        let closed = closed.into_iter().next().filter(|_| is_removed && old.is_empty());
+        let vouched_ns = closed.as_deref().and_then(parse_closed).filter(|closed| closed.changed_ns == changed_ns);
+        let before = Before { closed, is_marked: old.contains(&mark), is_past: AtomicBool::new(false) };
         let since_ns = match stat_at(state.as_fd(), UNVERIFIED) {
             Ok(stat) => {
                 is_suspect = true;
@@ -96,13 +117,18 @@ impl Trust {
             Err(errno) => return Err(errno),
         };
         let suspect = is_suspect.then(|| Suspect { since_ns, proven: Mutex::default() });
-        Ok(Self { state, mark, suspect, closed_with, is_withdrawn: AtomicBool::new(false) })
+        let vouched_ns = vouched_ns.filter(|_| suspect.is_none()).map(|closed| closed.written_ns);
+        Ok(Self { state, mark, suspect, vouched_ns, before, is_withdrawn: AtomicBool::new(false) })
     }
 
-    /// When the snapshot was written, in nanoseconds since 1970, with which the engine before this one closed the directory: what it says of files
-    /// was so then, and no engine has changed any since.
-    pub(crate) fn closed_with(&self) -> Option<u64> {
-        self.closed_with
+    /// Whether the snapshot of this time says what files there are, and nothing but their contents can have changed since.
+    pub(crate) fn vouches(&self, written_ns: u64) -> bool {
+        self.vouched_ns == Some(written_ns)
+    }
+
+    /// From now on objects come and go.
+    pub(crate) fn start(&self) {
+        self.before.is_past.store(true, Ordering::Release);
     }
 
     /// Whether objects are to be checked before their first use.
@@ -135,30 +161,53 @@ impl Trust {
         }
     }
 
-    /// The engine has closed the directory, with the snapshot that it wrote at `saved_ns`, if it did. `present` gives the hashes of the keys whose objects are there, if all are known; it is
-    /// asked where that matters.
-    pub(crate) fn end(&self, saved_ns: Option<u64>, present: impl FnOnce() -> Option<Vec<u64>>) {
+    /// The engine has closed the directory. `present` gives the hashes of the keys whose objects are there, if all are known; it is
+    /// asked where that matters. `closed` is what can be vouched for.
+    pub(crate) fn end(&self, closed: Option<Closed>, present: impl FnOnce() -> Option<Vec<u64>>) {
         if let Some(suspect) = &self.suspect
             && !self.is_withdrawn.load(Ordering::Acquire)
         {
             let proven = suspect.proven.lock();
             if present().is_some_and(|present| present.iter().all(|hash| proven.contains(hash))) {
-                self.remove(UNVERIFIED);
+                remove(self.state.as_fd(), UNVERIFIED);
             }
         }
-        if let Some(saved_ns) = saved_ns
-            && let Err(errno) = touch(self.state.as_fd(), &format!("{CLOSED}{saved_ns}"))
+        if let Some(Closed { written_ns, changed_ns }) = closed
+            && let Err(errno) = touch(self.state.as_fd(), &format!("{CLOSED}{written_ns}-{changed_ns}"))
         {
             tracing::warn!(%errno, "a mark could not be made; the next start looks at every file");
         }
-        self.remove(&self.mark);
+        remove(self.state.as_fd(), &self.mark);
     }
+}
 
-    fn remove(&self, name: &str) {
-        if let Err(errno) = unlinkat(&self.state, name, UnlinkatFlags::NoRemoveDir)
-            && errno != Errno::ENOENT
-        {
-            tracing::warn!(name, %errno, "a mark could not be removed; the next start checks more than it has to");
+impl Drop for Trust {
+    /// The directory was not used: something else has kept the engine from starting.
+    fn drop(&mut self) {
+        if self.before.is_past.load(Ordering::Acquire) {
+            return;
+        }
+        if let Some(closed) = &self.before.closed {
+            let _ = touch(self.state.as_fd(), closed);
+        }
+        if !self.before.is_marked {
+            remove(self.state.as_fd(), &self.mark);
+        }
+    }
+}
+
+fn parse_closed(mark: &str) -> Option<Closed> {
+    let (written_ns, changed_ns) = mark.strip_prefix(CLOSED)?.split_once('-')?;
+    Some(Closed { written_ns: written_ns.parse().ok()?, changed_ns: changed_ns.parse().ok()? })
+}
+
+/// Removes a mark; false when it is there still.
+fn remove(state: BorrowedFd<'_>, name: &str) -> bool {
+    match unlinkat(state, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => true,
+        Err(errno) => {
+            tracing::warn!(name, %errno, "a mark could not be removed; more is checked than has to be");
+            false
         }
     }
 }
@@ -191,22 +240,26 @@ mod tests {
     #[test]
     fn another_boot_limits_trust_until_everything_is_proven() {
         let scratch = tempfile::tempdir_in(".").unwrap();
-        let begin = |boot| Trust::begin(open_dir(scratch.path()).unwrap(), Some(boot)).unwrap();
+        let begin = |boot| Trust::begin(open_dir(scratch.path()).unwrap(), Some(boot), 1).unwrap();
         let names = || {
             let names = std::fs::read_dir(scratch.path()).unwrap();
             let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
             names.sort();
             names
         };
+        let kill = |trust: Trust| {
+            trust.start();
+            drop(trust);
+        };
         // A kill, and a clean close: the machine has stayed up.
-        drop(begin("a"));
+        kill(begin("a"));
         let again = begin("a");
         assert!(!again.is_limited() && !again.doubts(1));
         again.end(None, || panic!("nobody asks"));
         assert_eq!(names(), [""; 0]);
 
         // The machine goes down.
-        drop(begin("a"));
+        kill(begin("a"));
         let after = begin("b");
         assert!(after.is_limited() && after.doubts(1));
         after.prove(1);
@@ -227,33 +280,62 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_is_vouched_for_until_an_engine_has_opened_the_directory() {
+    fn a_snapshot_is_vouched_for_until_the_directory_is_changed_or_used() {
         let scratch = tempfile::tempdir_in(".").unwrap();
-        let begin = |boot| Trust::begin(open_dir(scratch.path()).unwrap(), Some(boot)).unwrap();
-        let first = begin("a");
-        assert_eq!(first.closed_with(), None);
-        first.end(Some(17), || None);
-        // After a reboot, too: it was closed before.
-        let second = begin("b");
-        assert_eq!(second.closed_with(), Some(17));
+        let state = || open_dir(scratch.path()).unwrap();
+        let begin = |boot, changed_ns| Trust::begin(state(), Some(boot), changed_ns).unwrap();
+        let close = |trust: Trust, written_ns, changed_ns| {
+            trust.start();
+            trust.end(Some(Closed { written_ns, changed_ns }), || None);
+        };
+        let first = begin("a", 5);
+        assert!(!first.vouches(17));
+        close(first, 17, 5);
+        // After a reboot, too: it was closed before. Something else kept this engine from starting.
+        let second = begin("b", 5);
+        assert!(second.vouches(17) && !second.vouches(16));
         drop(second);
+        assert!(!begin("b", 6).vouches(17), "somebody has changed a name");
+        let third = begin("b", 5);
+        assert!(third.vouches(17));
+        third.start();
+        drop(third);
         // That one was killed, so the files may be others by now.
-        let third = begin("b");
-        assert_eq!(third.closed_with(), None);
-        third.end(None, || None);
+        let fourth = begin("b", 5);
+        assert!(!fourth.vouches(17));
+        fourth.start();
+        fourth.end(None, || None);
         // It has saved nothing.
-        let last = begin("b");
-        assert_eq!(last.closed_with(), None);
-        last.end(Some(18), || None);
+        let last = begin("b", 5);
+        assert!(!last.vouches(17));
+        close(last, 18, 5);
         // Killed between the two marks.
-        touch(open_dir(scratch.path()).unwrap().as_fd(), "running-b").unwrap();
-        assert_eq!(begin("b").closed_with(), None);
+        touch(state().as_fd(), "running-b").unwrap();
+        let after = begin("b", 5);
+        assert!(!after.vouches(18));
+        close(after, 19, 5);
+        // What is no mark of ours is in nobody's way.
+        std::fs::create_dir(scratch.path().join("closed-1")).unwrap();
+        assert!(!begin("b", 5).vouches(19));
+    }
+
+    #[test]
+    fn an_engine_that_does_not_start_leaves_what_it_found() {
+        let scratch = tempfile::tempdir_in(".").unwrap();
+        let begin = |boot| Trust::begin(open_dir(scratch.path()).unwrap(), Some(boot), 5).unwrap();
+        drop(begin("a"));
+        assert!(!begin("b").is_limited(), "nobody has used the directory");
+        let killed = begin("b");
+        killed.start();
+        drop(killed);
+        drop(begin("b"));
+        assert!(begin("c").is_limited(), "the machine went down under one that has");
     }
 
     #[test]
     fn a_failed_sync_leaves_doubt_to_the_next() {
         let scratch = tempfile::tempdir_in(".").unwrap();
-        let begin = || Trust::begin(open_dir(scratch.path()).unwrap(), Some("a")).unwrap();
+        let begin = || Trust::begin(open_dir(scratch.path()).unwrap(), Some("a"), 1).unwrap();
         let first = begin();
         first.withdraw();
         first.end(None, || panic!("nobody asks"));
