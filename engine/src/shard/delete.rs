@@ -112,7 +112,8 @@ impl Shard {
     /// Makes retired files clean, when it is time: by one sync for all of them, of all shards of the volume.
     pub(super) fn sync_spares(&mut self, missed: bool) {
         if self.spares.wants_sync(missed)
-            && let Some(number) = self.core.volumes[self.volume].dir.quarantine().try_begin(Instant::now())
+            && let Some(number) =
+                self.core.volumes[self.volume].dir.quarantine().try_begin(Instant::now(), self.core.counts.loads.get())
         {
             let dir = self.spares_dir.clone();
             self.sync(Pending::SpareSync(number), Op::SyncAll, dir);

@@ -173,7 +173,7 @@ mod tests {
         spares.retire(spare("a", 100), quarantine.enter());
         assert!(spares.take(100).is_none());
         assert!(!spares.wants_sync(false) && spares.wants_sync(true));
-        let sync = quarantine.try_begin(now).unwrap();
+        let sync = quarantine.try_begin(now, 0).unwrap();
         spares.retire(spare("b", 100), quarantine.enter());
         quarantine.end(sync, true, now);
         spares.settle(quarantine.clean_below());
@@ -241,7 +241,7 @@ mod tests {
                         }
                     }
                     1 if spares.wants_sync(true) && sync.is_none() => {
-                        sync = quarantine.try_begin(now);
+                        sync = quarantine.try_begin(now, 0);
                         syncing.append(&mut retired);
                     }
                     2 if sync.is_some() => {

@@ -144,7 +144,7 @@ impl World {
                 }
             }
             Event::Begin => {
-                let sync = self.quarantine.try_begin(self.now);
+                let sync = self.quarantine.try_begin(self.now, 0);
                 assert_eq!(sync.is_some(), self.sync.is_none() && !self.quarantine.has_failed(), "one at a time");
                 if sync.is_some() {
                     self.sync = sync;

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! A sync that begins after a file's rename makes that rename durable, whichever shard asked for either. Syncs rest: on a device
-//! whose flush takes long, or whose flush writes out all that it has cached, they would otherwise take the whole of its time. What
-//! cannot be recycled meanwhile is made new, or waits in quarantine, within the bound of spares.
+//! whose flush takes long, or whose flush writes out all that it has cached, they would otherwise take the whole of its time. Where there
+//! are loads they rest longer: a flush holds up every read that is in flight. What cannot be recycled meanwhile is made new, or waits in quarantine, within the bound of
+//! spares.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,12 @@ use super::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 /// How long syncs rest, as a multiple of how long the last one took: with 15, a sixteenth of a device's time goes into them. On a
 /// drive whose flush is cheap (0.1 ms) that rest is shorter than the time that a batch takes to come together.
 pub(super) const REST: u32 = 15;
+
+/// The same while objects are loaded: syncs take so little of the device's time then that the p99 of loads does not show them.
+pub(super) const REST_BESIDE_LOADS: u32 = 400;
+
+/// Loads are under way until none has ended for so long.
+pub(super) const LOADS_LAST: Duration = Duration::from_secs(1);
 
 /// Longest rest: what waits in quarantine is disk space that nobody uses.
 pub(super) const REST_MAX: Duration = Duration::from_secs(30);
@@ -38,7 +45,22 @@ pub(crate) struct Quarantine {
 struct Pace {
     /// When the sync that runs began.
     running: Option<Instant>,
-    rests_until: Option<Instant>,
+    /// When the last one ended, and how long it took.
+    ended: Option<(Instant, Duration)>,
+    /// Loads that had ended when somebody asked last, and when that number was first seen.
+    loads: u64,
+    loads_since: Option<Instant>,
+}
+
+impl Pace {
+    fn rests_until(&mut self, now: Instant, loads: u64) -> Instant {
+        if loads != self.loads {
+            (self.loads, self.loads_since) = (loads, Some(now));
+        }
+        let has_loads = self.loads_since.is_some_and(|since| now < since + LOADS_LAST);
+        let rest = if has_loads { REST_BESIDE_LOADS } else { REST };
+        self.ended.map_or(now, |(ended, took)| ended + took.saturating_mul(rest).min(REST_MAX))
+    }
 }
 
 impl Quarantine {
@@ -58,10 +80,11 @@ impl Quarantine {
         self.has_failed.load(Ordering::SeqCst)
     }
 
-    /// The right to sync now, if nobody does, and the rest after the last one is over. [`Self::end`] has to follow.
-    pub(crate) fn try_begin(&self, now: Instant) -> Option<SyncNumber> {
+    /// The right to sync now, if nobody does, and the rest after the last one is over; `loads` have ended so far. [`Self::end`] has to
+    /// follow.
+    pub(crate) fn try_begin(&self, now: Instant, loads: u64) -> Option<SyncNumber> {
         let mut pace = self.pace.lock();
-        if pace.running.is_some() || pace.rests_until.is_some_and(|until| now < until) || self.has_failed() {
+        if pace.running.is_some() || now < pace.rests_until(now, loads) || self.has_failed() {
             return None;
         }
         pace.running = Some(now);
@@ -72,7 +95,7 @@ impl Quarantine {
     pub(crate) fn end(&self, number: SyncNumber, is_good: bool, now: Instant) {
         let mut pace = self.pace.lock();
         let took = pace.running.take().map_or(Duration::ZERO, |began| now.saturating_duration_since(began));
-        pace.rests_until = Some(now + (took * REST).min(REST_MAX));
+        pace.ended = Some((now, took));
         if is_good {
             self.ended.store(number.0, Ordering::SeqCst);
         } else {

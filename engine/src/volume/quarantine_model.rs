@@ -60,7 +60,7 @@ impl World {
         let early = self.quarantine.enter();
         self.disk.lock().0[file] = true;
         let entered = if fault == Fault::EntersEarly { early } else { self.quarantine.enter() };
-        if let Some(sync) = self.quarantine.try_begin(self.now) {
+        if let Some(sync) = self.quarantine.try_begin(self.now, 0) {
             let renamed = self.disk.lock().0;
             let is_good = fault != Fault::SyncFails;
             if is_good {
@@ -89,7 +89,7 @@ fn check(first: Fault, second: Fault) {
         let theirs = shard.join().expect("it does not panic");
         if first == Fault::SyncFails && second == Fault::SyncFails {
             assert_eq!((mine, theirs), ([false; 2], [false; 2]), "nothing is clean");
-            assert!(world.quarantine.has_failed() && world.quarantine.try_begin(now).is_none());
+            assert!(world.quarantine.has_failed() && world.quarantine.try_begin(now, 0).is_none());
         }
     });
 }
