@@ -100,8 +100,9 @@ impl Trust {
             Err(Errno::ENOSPC | Errno::EDQUOT) => linkat(&state, LOCK_FILE, &state, mark.as_str(), AtFlags::empty())?,
             touched => touched?,
         }
+        // One that stays keeps the doubt.
         for old in old.iter().filter(|old| **old != mark) {
-            unlinkat(&state, old.as_str(), UnlinkatFlags::NoRemoveDir)?;
+            remove(state.as_fd(), old);
         }
         // What cannot be removed would be there still when it is not true any more.
         let is_removed = closed.iter().all(|mark| remove(state.as_fd(), mark));

@@ -47,7 +47,7 @@ fn cells() -> Vec<Cell> {
     use {Call as C, Errno as E};
     let error = |errno: Errno| Trouble::Error(errno as i32);
     let delay = Trouble::Delay(Duration::from_millis(20));
-    let kinds: [(Call, f64, &[Trouble]); 9] = [
+    let kinds: [(Call, f64, &[Trouble]); 10] = [
         (C::Read, 0.2, &[error(E::EIO), error(E::EINTR), Trouble::Short, Trouble::Flip, delay]),
         (C::Write, 0.2, &[error(E::EIO), error(E::ENOSPC), error(E::EDQUOT), error(E::EINTR), Trouble::Flip, delay]),
         (C::Sync, 0.05, &[error(E::EIO), error(E::ENOSPC), error(E::EDQUOT), error(E::EINTR), delay]),
@@ -57,6 +57,7 @@ fn cells() -> Vec<Cell> {
         (C::Open, 0.3, &[error(E::EIO), error(E::EMFILE), error(E::EINTR), delay]),
         (C::Stat, 0.1, &[error(E::EIO), error(E::EINTR), delay]),
         (C::Attribute, 0.2, &[error(E::EIO), error(E::ENOSPC), error(E::EDQUOT), error(E::EINTR), delay]),
+        (C::Room, 0.3, &[error(E::EIO), error(E::EINTR), delay]),
     ];
     let cell = |rules: Vec<Rule>, number: usize| Cell {
         rules,
@@ -174,11 +175,14 @@ impl Cell {
         for _ in 0..TRIES {
             world.act(&engine, rounds);
             faults = served.count().map_err(text)?.0 - before;
-            if faults > 0 {
+            if faults > 0 && (!corrupt || engine.status().counters.checksum_failures > 0) {
                 break;
             }
         }
         served.trouble(seed, &[]).map_err(text)?;
+        if corrupt && engine.status().counters.checksum_failures == 0 {
+            world.bad.push(format!("{faults} times bits were flipped, and no load has seen a wrong checksum"));
+        }
         world.settle(&engine);
         if !self.is_late() {
             // With such a deadline a busy machine is trouble enough.
@@ -208,7 +212,7 @@ fn open_in_trouble(cx: &Context, stage: &Stage, row: &mut Row) {
         Err(error) => return row.bad(format!("open: {error}")),
     }
     let before = stage.served.count().map_or(0, |count| count.0);
-    for (number, call) in Call::ALL.into_iter().cycle().take(cx.times(36, 360) as usize).enumerate() {
+    for (number, call) in Call::ALL.into_iter().cycle().take(cx.times(44, 440) as usize).enumerate() {
         row.cases += 1;
         let rules = [rule(call, Trouble::Error(Errno::EIO as i32), 0.05 + 0.1 * (number % 4) as f64)];
         if let Err(error) = stage.served.trouble(cx.seed.wrapping_add(number as u64), &rules) {

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use saltern::{Durability, Engine, Layout};
+use saltern::Engine;
 use saltern_power::trouble::{Call, Rule, Trouble};
 use saltern_power::{Disk, FileSystem, Lab};
 use saltern_tests::kill::{Killer, Volume};
@@ -26,8 +26,8 @@ use crate::table::Row;
 /// Kills on one file system.
 const KILLS: (u64, u64) = (100, 1000);
 
-/// The volume is another one after so many kills.
-const KILLS_PER_VOLUME: u64 = 10;
+/// The volume is another one after so many kills: twenty volumes have every mode with every durability and integrity, and every layout.
+const KILLS_PER_VOLUME: u64 = 5;
 
 /// Kills that look at the lock.
 const LOCKS: (u64, u64) = (6, 60);
@@ -53,7 +53,9 @@ fn slow_disk(cx: &Context, file_system: FileSystem) -> Result<(Lab, Disk, PathBu
 
 /// Kills at random moments, in every mode.
 pub fn run(cx: &Context, file_system: FileSystem) -> Row {
-    let mut row = Row::new(format!("kills on a slow disk, {file_system}: every layout and durability"));
+    let mut row = Row::new(format!(
+        "kills on a slow disk, {file_system}: fresh, steady and delete-heavy; every durability, integrity and layout"
+    ));
     let (lab, mut disk, root) = match slow_disk(cx, file_system) {
         Ok(stage) => stage,
         Err(error) => return row.skipped(error),
@@ -76,7 +78,7 @@ pub fn run(cx: &Context, file_system: FileSystem) -> Row {
     }
     let (mut spares, mut outlived) = (0, 0);
     for round in 0..cx.times(KILLS.0, KILLS.1) {
-        let volume = volume(&root, (round / KILLS_PER_VOLUME) as usize);
+        let volume = Volume::numbered(&root, (round / KILLS_PER_VOLUME) as usize);
         if round % KILLS_PER_VOLUME == 0 {
             killer.begin();
         }
@@ -119,15 +121,6 @@ pub fn run(cx: &Context, file_system: FileSystem) -> Row {
 pub(crate) fn said(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
-}
-
-fn volume(root: &Path, number: usize) -> Volume {
-    Volume {
-        dir: root.join(format!("volume-{number}")),
-        layout: Layout::ALL[number % Layout::ALL.len()],
-        shards: 1 + number % 2,
-        durability: [Durability::None, Durability::Data, Durability::Full][number % 3],
-    }
 }
 
 /// Files of this size, so many of them, are there to be overwritten: only writes into blocks that exist are the device's alone and

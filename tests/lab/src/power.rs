@@ -129,6 +129,11 @@ fn judge(row: &mut Row, outcome: &Outcome) {
     if outcome.objects == 0 {
         row.bad(format!("nothing was checked: {outcome:?}"));
     }
+    if let Subject::Engine(_) = cell.subject
+        && outcome.doubted == 0
+    {
+        row.bad(format!("no image was seen to be of a machine that went down: {outcome:?}"));
+    }
     if let Subject::Engine(Setup { recycling, .. }) = cell.subject
         && (outcome.recycled > 0) != (cell.mode != Mode::Fresh && recycling != Recycling::Off)
     {

@@ -10,7 +10,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use saltern::{Buffer, Config, Engine, Error, Layout};
 use saltern_power::Lab;
-use saltern_tests::{assert_books, config, done, get, key, payload, put, remove, unfinished, until};
+use saltern_tests::{WAIT_MAX, assert_books, config, done, get, key, payload, put, remove, unfinished, until};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter_all_threads};
 
 use crate::child::LIMITED;
@@ -53,7 +53,7 @@ pub fn run(cx: &Context) -> Row {
 }
 
 fn start(cx: &Context, limit: &str, dir: &Path) -> Output {
-    let mut command = if limit == "locked-memory" {
+    let command = if limit == "locked-memory" {
         // Root may lock what it likes, unless this is taken from it.
         let mut command = Command::new("setpriv");
         command.args(["--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"]).arg(&cx.program);
@@ -61,7 +61,13 @@ fn start(cx: &Context, limit: &str, dir: &Path) -> Output {
     } else {
         Command::new(&cx.program)
     };
-    command.args([LIMITED, limit]).arg(dir).output().expect("the child runs")
+    // What hangs is a failure, told as such.
+    let mut bounded = Command::new("timeout");
+    bounded
+        .args(["--signal=KILL", &WAIT_MAX.as_secs().to_string()])
+        .arg(command.get_program())
+        .args(command.get_args());
+    bounded.args([LIMITED, limit]).arg(dir).output().expect("the child runs")
 }
 
 type Case = fn(&Lab);
@@ -214,7 +220,11 @@ fn removed(lab: &Lab) {
         n += 1;
         matches!(put(&engine, &key(n), b"x"), Err(Error::ReadOnly { .. }))
     });
-    assert!(!engine.status().is_healthy);
+    let status = engine.status();
+    assert!(
+        !status.is_healthy && status.problems.iter().any(|problem| problem.contains(&*dir.to_string_lossy())),
+        "{status:?}"
+    );
 }
 
 /// The child's part: works within a limit.

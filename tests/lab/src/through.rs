@@ -358,7 +358,8 @@ impl Filesystem for Through {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let entries = self.path(ino).and_then(|path| {
+        let listed = self.meet(Call::List).and_then(|_met| self.path(ino));
+        let entries = listed.and_then(|path| {
             let list = || std::fs::read_dir(path)?.collect::<io::Result<Vec<_>>>();
             list().map_err(errno)
         });
@@ -378,7 +379,8 @@ impl Filesystem for Through {
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match self.node(ino).and_then(|fd| nix::sys::statvfs::fstatvfs(&*fd).map_err(errno)) {
+        let met = self.meet(Call::Room).and_then(|_met| self.node(ino));
+        match met.and_then(|fd| nix::sys::statvfs::fstatvfs(&*fd).map_err(errno)) {
             Ok(stat) => reply.statfs(
                 stat.blocks(),
                 stat.blocks_free(),

@@ -97,6 +97,8 @@ pub struct Outcome {
     pub missing: usize,
     /// Objects that the engine did not load.
     pub refused: usize,
+    /// Images whose objects the engine has checked before their first use.
+    pub doubted: usize,
     /// Images with anything else that is wrong.
     pub faults: usize,
     /// Images that the file system could not recover.
@@ -141,6 +143,7 @@ impl Cell {
             bad_loads: 0,
             missing: 0,
             refused: 0,
+            doubted: 0,
             faults: 0,
             unmountable: 0,
             recycled: run.recycled,
@@ -188,7 +191,8 @@ impl Cell {
         let mut findings = Findings::default();
         let files = findings.check_files(&volume, self.subject.layout(), history, cut.position);
         if let Subject::Engine(setup) = self.subject {
-            let checked = findings.check_engine(setup.check_config(&volume, self.capacity_bytes()), &files);
+            let config = setup.check_config(&volume, self.capacity_bytes(), number.is_multiple_of(2));
+            let checked = findings.check_engine(config, &files);
             findings.faults.extend(checked.err().map(|error| error.to_string()));
         }
         mounted.unmount()?;
@@ -229,6 +233,7 @@ impl Outcome {
         self.bad_files += findings.bad_files.len();
         self.bad_loads += findings.bad_loads.len();
         self.missing += findings.missing.len();
+        self.doubted += usize::from(findings.is_doubted);
         self.refused += findings.refused.len();
         self.faults += usize::from(!findings.faults.is_empty());
     }

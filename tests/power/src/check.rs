@@ -35,6 +35,8 @@ pub struct Findings {
     pub missing: Vec<u64>,
     /// Objects that the engine holds, but does not load.
     pub refused: Vec<String>,
+    /// The engine has known that the machine went down, and checked objects before their first use.
+    pub is_doubted: bool,
     /// Anything else: wrong sums, failed stores, a damaged file system.
     pub faults: Vec<String>,
 }
@@ -126,6 +128,7 @@ impl Findings {
         let expected = list(&volume)?.values().sum();
         self.check_usage(&running, expected, "before the close");
         let status = running.0.status();
+        self.is_doubted = status.volumes.iter().any(|volume| volume.checks_first_use);
         if !status.is_healthy || status.counters.ledger_underflows > 0 {
             self.faults.push(format!("the engine is not healthy: {:?}", status.problems));
         }

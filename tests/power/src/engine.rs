@@ -60,11 +60,16 @@ impl Setup {
         config
     }
 
-    /// As [`Self::config`], for looking at what a power cut has left: whatever has a checksum is checked, also where
+    /// As [`Self::config`], for looking at what a power cut has left: as after a reboot, with the setup's own integrity, so that objects are
+    /// checked before their first use, or nothing but the order of writes keeps their bytes right. Or else whatever has a checksum is checked, also where
     /// the setup has none, so that one that was left behind by a file's former life is noticed.
-    pub(crate) fn check_config(self, volume: &Path, capacity_bytes: u64) -> Config {
+    pub(crate) fn check_config(self, volume: &Path, capacity_bytes: u64, is_rebooted: bool) -> Config {
         let mut config = self.config(volume, capacity_bytes);
-        config.integrity = Integrity::Verify;
+        if is_rebooted {
+            config.boot_id = Some("after-the-cut".into());
+        } else {
+            config.integrity = Integrity::Verify;
+        }
         config
     }
 }

@@ -33,11 +33,15 @@ pub enum Call {
     Open,
     Stat,
     Attribute,
+    /// Listing a directory.
+    List,
+    /// Asking for the file system's room.
+    Room,
 }
 
 impl Call {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Read,
         Self::Write,
         Self::Sync,
@@ -47,6 +51,8 @@ impl Call {
         Self::Open,
         Self::Stat,
         Self::Attribute,
+        Self::List,
+        Self::Room,
     ];
 
     /// The name in commands and reports.
@@ -61,6 +67,8 @@ impl Call {
             Self::Open => "open",
             Self::Stat => "stat",
             Self::Attribute => "attribute",
+            Self::List => "list",
+            Self::Room => "room",
         }
     }
 }

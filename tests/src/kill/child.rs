@@ -8,10 +8,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use saltern::{DeleteReport, Durability, Engine, Error, LoadReport, StoreReport, Ticket};
+use saltern::{DeleteReport, Durability, Engine, Error, Integrity, LoadReport, StoreReport, Ticket};
 
 use super::journal::{Journal, Known};
-use super::{KEYS, Volume, content, object};
+use super::{KEYS, Mode, Volume, content, object};
 
 const VARIABLE: &str = "SALTERN_KILL_WORK";
 
@@ -30,13 +30,15 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) fn hand_over(&self, command: &mut Command) {
-        let Volume { dir, layout, shards, durability } = &self.volume;
+        let Volume { dir, layout, shards, durability, integrity, mode } = &self.volume;
         let durability = DURABILITIES.iter().position(|known| known == durability).expect("a known one");
         let fields = [
             dir.display().to_string(),
             layout.to_string(),
             shards.to_string(),
             durability.to_string(),
+            u8::from(*integrity == Integrity::Verify).to_string(),
+            (*mode as usize).to_string(),
             self.seed.to_string(),
             self.journal.display().to_string(),
         ];
@@ -46,12 +48,14 @@ impl Work {
     fn take_over() -> Self {
         let text = std::env::var(VARIABLE).expect("started by the test that needs it");
         let mut fields = text.split('\n');
-        let mut next = || fields.next().expect("six fields");
+        let mut next = || fields.next().expect("eight fields");
         let volume = Volume {
             dir: next().into(),
             layout: next().parse().expect("a layout"),
             shards: next().parse().expect("a number"),
             durability: DURABILITIES[next().parse::<usize>().expect("a number")],
+            integrity: if next() == "1" { Integrity::Verify } else { Integrity::Off },
+            mode: Mode::ALL[next().parse::<usize>().expect("a number")],
         };
         Self { volume, seed: next().parse().expect("a number"), journal: next().into() }
     }
@@ -65,6 +69,7 @@ enum Flight {
 
 struct Worker {
     engine: Engine,
+    mode: Mode,
     journal: Journal,
     rng: StdRng,
     flights: VecDeque<Flight>,
@@ -84,7 +89,8 @@ pub fn child() {
     let mut journal = Journal::open(&work.journal);
     journal.begin();
     let rng = StdRng::seed_from_u64(work.seed);
-    let mut worker = Worker { engine, journal, rng, flights: VecDeque::new(), busy: BTreeSet::new() };
+    let mode = work.volume.mode;
+    let mut worker = Worker { engine, mode, journal, rng, flights: VecDeque::new(), busy: BTreeSet::new() };
     loop {
         while worker.flights.len() < BATCHES {
             worker.submit();
@@ -96,26 +102,27 @@ pub fn child() {
 impl Worker {
     fn submit(&mut self) {
         let kind = self.rng.random_range(0..10);
-        let (least, most) = if kind < 5 { (1, 8) } else { (1, 4) };
-        let count = self.rng.random_range(least..=most);
+        let (stores, deletes) = self.mode.shares();
+        let (is_store, changes) = (kind < stores, kind < stores + deletes);
+        let count = self.rng.random_range(1..=if is_store { 8 } else { 4 });
         let mut keys: Vec<u32> = (0..count).map(|_| self.rng.random_range(0..KEYS)).collect();
-        if kind < 8 {
+        if changes {
             // Stores and deletes: keys that are free, each once.
             keys.retain(|n| self.busy.insert(*n));
             keys.iter().for_each(|n| self.journal.note(*n, Known::Unclear));
         }
-        let flight = match kind {
-            0..5 => {
+        let flight = match (is_store, changes) {
+            (true, _) => {
                 let batch = keys.iter().map(|n| (object(*n).0, content(*n).into())).collect();
                 let ticket = self.engine.store(batch);
                 Flight::Store(keys, ticket)
             }
-            5..8 => {
+            (false, true) => {
                 let named: Vec<_> = keys.iter().map(|n| object(*n).0).collect();
                 let ticket = self.engine.delete(&named);
                 Flight::Delete(keys, ticket)
             }
-            _ => {
+            (false, false) => {
                 let batch = keys.iter().map(|n| (object(*n).0, vec![0; object(*n).1].into())).collect();
                 let ticket = self.engine.load(batch);
                 Flight::Load(keys, ticket)

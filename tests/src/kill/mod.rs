@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rand::Rng;
 use rand::rngs::StdRng;
-use saltern::{Config, Durability, Engine, Layout, ObjectKey};
+use saltern::{Config, Durability, Engine, Integrity, Layout, ObjectKey};
 
 pub use child::child;
 use journal::Journal;
@@ -51,12 +51,58 @@ pub struct Volume {
     pub shards: usize,
     /// What a store waits for.
     pub durability: Durability,
+    /// Whether payloads have checksums, and loads compare them.
+    pub integrity: Integrity,
+    /// What the child does most.
+    pub mode: Mode,
+}
+
+/// What a child does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It stores into new files: none is recycled.
+    Fresh,
+    /// As much goes as comes, into the files of what has gone.
+    Steady,
+    /// More is deleted than stored.
+    DeleteHeavy,
+}
+
+impl Mode {
+    /// All that there are.
+    pub const ALL: [Self; 3] = [Self::Fresh, Self::Steady, Self::DeleteHeavy];
+
+    /// Of ten steps of a child, how many store, and how many delete; the others load.
+    pub(crate) fn shares(self) -> (u32, u32) {
+        match self {
+            Self::Fresh => (7, 1),
+            Self::Steady => (5, 3),
+            Self::DeleteHeavy => (4, 5),
+        }
+    }
 }
 
 impl Volume {
+    /// One of the volumes in `parent`: numbers from 0 to 17 have every mode with every durability and both integrities, any five in turn every
+    /// layout.
+    pub fn numbered(parent: &Path, number: usize) -> Self {
+        Self {
+            dir: parent.join(format!("volume-{number}")),
+            layout: Layout::ALL[number % Layout::ALL.len()],
+            shards: 1 + number / 2 % 2,
+            mode: Mode::ALL[number % 3],
+            durability: [Durability::None, Durability::Data, Durability::Full][number / 3 % 3],
+            integrity: [Integrity::Verify, Integrity::Off][number / 9 % 2],
+        }
+    }
+
     fn config(&self) -> Config {
         let mut config = config(&self.dir);
         (config.layout, config.shards, config.durability) = (self.layout, self.shards, self.durability);
+        config.integrity = self.integrity;
+        if self.mode == Mode::Fresh {
+            config.spare_bytes = 0;
+        }
         config.segment_bytes = 64 << 10;
         config.pool_bytes = 4 << 20;
         config.lock_wait = Duration::from_secs(60);

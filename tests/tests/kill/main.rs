@@ -8,12 +8,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use rand::Rng;
-use saltern::{Durability, Layout};
 use saltern_tests::kill::{Killer, Volume};
 use saltern_tests::{Scratch, Seed};
 
 /// The volume is another one after so many kills.
-const KILLS_PER_VOLUME: u32 = 10;
+const KILLS_PER_VOLUME: u32 = 5;
 
 #[test]
 fn nothing_is_wrong_after_fifty_kills() {
@@ -28,7 +27,7 @@ fn nothing_is_wrong_after_fifty_kills() {
     });
     let mut spares = 0;
     for round in 0..kills {
-        let volume = volume(&scratch, round / KILLS_PER_VOLUME);
+        let volume = Volume::numbered(scratch.path(), (round / KILLS_PER_VOLUME) as usize);
         if round % KILLS_PER_VOLUME == 0 {
             killer.begin();
         }
@@ -45,14 +44,4 @@ fn nothing_is_wrong_after_fifty_kills() {
 #[ignore = "runs in a process of its own, by nothing_is_wrong_after_fifty_kills"]
 fn child() {
     saltern_tests::kill::child();
-}
-
-fn volume(scratch: &Scratch, number: u32) -> Volume {
-    let number = number as usize;
-    Volume {
-        dir: scratch.join(&format!("volume-{number}")),
-        layout: Layout::ALL[number % Layout::ALL.len()],
-        shards: 1 + number % 2,
-        durability: [Durability::None, Durability::Data, Durability::Full][number % 3],
-    }
 }
