@@ -126,6 +126,25 @@ fn where_a_probe_shows_it_objects_go_by_cufile() {
 }
 
 #[test]
+fn all_devices_of_a_process_share_the_one_library_that_it_may_open() {
+    let Some(world) = World::with_nvidia_fs(&[]) else { return };
+    // The library refuses parameters when its driver is open. As after reopening, or for a second GPU.
+    for round in 0..2 {
+        let gpu = world.gpu();
+        let engine = world.engine(&gpu);
+        assert!(matches!(route(&engine), Route::Direct { .. }), "round {round}: {:?}", route(&engine));
+        let heap = gpu.alloc(4 << 20).expect("alloc");
+        there_and_back(&engine, &heap, 4);
+        assert!(world.cufile("fake_files") > 0, "round {round}: no file went by cuFile");
+        engine.delete(&(0..4).map(key).collect::<Vec<_>>()).wait();
+        engine.close();
+        world.assert_clean();
+    }
+    let refused = world.gpu().compatibility_io().err().expect("a process has one mode").to_string();
+    assert!(refused.contains("one mode"), "{refused}");
+}
+
+#[test]
 fn where_it_is_not_direct_the_pipeline_is_used_and_says_why() {
     let Some(world) = World::with_nvidia_fs(&["-DNO_DRIVER"]) else { return };
     let engine = Engine::open(config(world.dir.path())).expect("open");

@@ -348,6 +348,65 @@ fn closing_gives_up_a_device_that_hangs_and_keeps_what_it_may_still_touch() {
     assert_books(&engine, scratch.path(), Layout::Fs);
 }
 
+/// More objects than there are slots, or places in a shard, each way.
+const CROWD: u32 = 80;
+
+fn crowd(
+    engine: &Engine,
+    device: &SimDevice,
+    fence: Option<&SimFence>,
+) -> (Vec<saltern::Ticket<saltern::LoadReport>>, Vec<saltern::Ticket<saltern::StoreReport>>) {
+    let loads = (0..CROWD).map(|n| {
+        let into = device.alloc(500_000);
+        engine.load_to_device(vec![(key(n % 4), device.gather(&[(&into, 0..500_000)], fence))])
+    });
+    let loads = loads.collect();
+    let stores = (100..100 + CROWD).map(|n| {
+        let from = device_memory(device, &payload(n.into(), 150_000));
+        engine.store_from_device(vec![(key(n), device.gather(&[(&from, 0..150_000)], fence))])
+    });
+    (loads, stores.collect())
+}
+
+#[test]
+fn memory_of_the_hosts_goes_past_any_number_of_objects_that_wait_for_a_device() {
+    for is_fenced in [false, true] {
+        let scratch = scratch(if is_fenced { "crowd-fence" } else { "crowd-hang" });
+        let device = sim(false);
+        let mut options = small_device();
+        options.fence_deadline = Duration::from_secs(600);
+        options.close_deadline = Duration::from_millis(300);
+        let engine = with_objects(&scratch, &device, options, |config| {
+            config.shards = 1;
+            config.load_deadline = Duration::from_secs(600);
+            config.store_deadline = Duration::from_secs(600);
+        });
+        device.stall(!is_fenced);
+        let never = SimFence::new();
+        let (loads, stores) = crowd(&engine, &device, is_fenced.then_some(&never));
+        std::thread::sleep(TURNS);
+        // Without a place of their own these wait for as long as the device does.
+        for n in 0..4 {
+            assert!(get(&engine, &key(n), 500_000).expect("load") == payload(n.into(), 500_000), "object {n}");
+            assert!(matches!(put(&engine, &key(n + 10), &payload(n.into(), 500_000)), Ok(500_000)), "object {n}");
+        }
+        // What waits for slots that never come back ends as well.
+        engine.close();
+        let is_over = |error: &Error| matches!(error, Error::Device { .. } | Error::Closed);
+        for ticket in loads {
+            let results = done(ticket).results;
+            assert!(matches!(&results[..], [Err(error)] if is_over(error)), "{results:?}");
+        }
+        for ticket in stores {
+            let results = done(ticket).results;
+            assert!(matches!(&results[..], [Err(error)] if is_over(error)), "{results:?}");
+        }
+        assert!(unfinished(scratch.path()).is_empty());
+        let engine = Engine::open(config(scratch.path())).expect("open");
+        assert_eq!(assert_books(&engine, scratch.path(), Layout::Fs).files.len(), 8);
+    }
+}
+
 #[test]
 fn files_that_are_not_direct_and_direct_transfers_that_fail_go_through_slots() {
     let scratch = scratch("not-direct");

@@ -33,6 +33,8 @@ pub(crate) struct Copied<T> {
     pub(crate) result: Result<(), DeviceError>,
     /// The device may still be at work on the object's memory. Its slot was given up.
     pub(crate) is_lost: bool,
+    /// It had no slot.
+    pub(crate) is_direct: bool,
 }
 
 /// See the module. `T` says what a copy belongs to.
@@ -64,6 +66,11 @@ impl<T> Lane<T> {
 
     pub(crate) fn id(&self) -> DeviceId {
         self.attached.id()
+    }
+
+    /// Whether the device was given up: nothing can be asked of it any more, and its slots do not come back.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.copier.is_none()
     }
 
     /// Whether the device has something to do.
@@ -114,8 +121,9 @@ impl<T> Lane<T> {
 
     fn begin(&mut self, slot: Option<IoBuffer>, tag: T, submit: impl FnOnce(&mut dyn CopyEngine, usize)) {
         let Some(copier) = &mut self.copier else {
-            self.directs -= usize::from(slot.is_none());
-            return self.refused.push(Copied { slot, tag, result: Err(given_up()), is_lost: false });
+            let is_direct = slot.is_none();
+            self.directs -= usize::from(is_direct);
+            return self.refused.push(Copied { slot, tag, result: Err(given_up()), is_lost: false, is_direct });
         };
         if self.flights.is_empty() {
             self.moved = Instant::now();
@@ -142,24 +150,26 @@ impl<T> Lane<T> {
         copier.poll(&mut |done| {
             let CopyDone { token, result, is_lost } = done;
             let Flight { mut slot, tag } = flights.remove(token);
-            *directs -= usize::from(slot.is_none());
+            let is_direct = slot.is_none();
+            *directs -= usize::from(is_direct);
             any = true;
             if is_lost {
                 std::mem::forget(slot.take());
             }
-            ended.push(Copied { slot, tag, result, is_lost });
+            ended.push(Copied { slot, tag, result, is_lost, is_direct });
         });
         if any {
             *moved = Instant::now();
         }
     }
 
-    /// Gives the device up, with what is under way on it: gives what that belongs to. Its slots, its queue and its pinned memory are
+    /// Gives the device up, with what is under way on it: gives what that belongs to, and whether it was direct. Its slots, its queue and its pinned memory are
     /// never freed, because it may still write to them.
-    pub(crate) fn abandon(&mut self) -> Vec<T> {
+    pub(crate) fn abandon(&mut self) -> Vec<(T, bool)> {
         let give_up = |flight: Flight<T>| {
+            let is_direct = flight.slot.is_none();
             std::mem::forget(flight.slot);
-            flight.tag
+            (flight.tag, is_direct)
         };
         if let Some(copier) = self.copier.take() {
             std::mem::forget(copier);
@@ -171,6 +181,6 @@ impl<T> Lane<T> {
     }
 }
 
-fn given_up() -> DeviceError {
+pub(crate) fn given_up() -> DeviceError {
     DeviceError::new("copy", "the device ends nothing any more, and was given up")
 }

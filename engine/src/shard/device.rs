@@ -16,9 +16,9 @@ use nix::errno::Errno;
 
 use super::gate::Gate;
 use super::transfer::{Grid, Piece, Target, Transfer};
-use super::{Active, Class, Pending, Shard};
+use super::{Active, Class, LoadOp, Pending, Shard, StoreOp};
 use crate::device::attached::Attached;
-use crate::device::lane::{COPY_WAIT_US, Copied, Lane};
+use crate::device::lane::{COPY_WAIT_US, Copied, Lane, given_up};
 use crate::device::{DIRECT_ALIGN_BYTES, DirectOp, Direction, Fence, Place};
 use crate::error::{Error, Result};
 use crate::integrity::Sum;
@@ -67,6 +67,9 @@ pub(super) struct Devices {
     /// Objects that wait for their caller's work, and by lane the bytes that loads among them have asked of the disk.
     pub(super) gated: Vec<usize>,
     pub(super) ahead: Vec<usize>,
+    /// Objects of devices that wait for a place.
+    pub(super) waiting_loads: VecDeque<LoadOp>,
+    pub(super) waiting_stores: VecDeque<StoreOp>,
     /// When the engine began to close.
     pub(super) closing: Option<Instant>,
     /// Looks in a row at which nothing had ended, although something was under way.
@@ -157,6 +160,11 @@ pub(super) struct DeviceTarget {
 }
 
 impl DeviceTarget {
+    /// Whether it is a caller's memory of a device, not of the host's that stands for one.
+    pub(super) fn is_lent(&self) -> bool {
+        matches!(self.memory, Memory::Lent(_))
+    }
+
     pub(super) fn len(&self) -> usize {
         match &self.memory {
             Memory::Lent(memory) => memory.len(),
@@ -259,9 +267,11 @@ impl Shard {
         self.devices.idle_looks = if has_moved { 0 } else { idle_looks };
     }
 
-    /// While the engine closes: gives up devices on which nothing has ended for as long as `close_deadline`.
-    pub(super) fn give_up_devices(&mut self) {
-        let Some(closing) = self.devices.closing else { return };
+    /// While the engine closes: gives up devices on which nothing has ended for as long as `close_deadline`. Whether it has: then what waits
+    /// for their slots has to be failed ([`Shard::issue`]).
+    pub(super) fn give_up_devices(&mut self) -> bool {
+        let Some(closing) = self.devices.closing else { return false };
+        let mut has_given_up = false;
         for index in 0..self.devices.lanes.len() {
             let lane = &mut self.devices.lanes[index];
             let deadline = lane.attached().options.close_deadline;
@@ -272,10 +282,23 @@ impl Shard {
             let reason = format!("nothing ended on it for {} s, and it was given up", deadline.as_secs_f64());
             tracing::error!(device = name, "{reason}; slots and buffers of its copies are never freed");
             let error = Error::Device { device: name, op: "copy", reason };
-            for Tag { active, .. } in lane.abandon() {
+            for (Tag { active, piece }, is_direct) in lane.abandon() {
+                if is_direct {
+                    self.end_direct(active, piece);
+                }
                 self.give_up_piece(active, error.clone());
             }
+            has_given_up = true;
         }
+        has_given_up
+    }
+
+    /// Fails an object whose device was given up before all of its pieces were asked for: no slot comes back for them.
+    fn fail_unasked(&mut self, active: usize, lane: usize) {
+        let error = Error::device(&*self.devices.lanes[lane].attached().device, given_up());
+        self.actives[active].transfer().fail(error);
+        self.drop_held(active);
+        self.settle_transfer(active);
     }
 
     /// Ends a piece that the device may still be at work on: its object fails, and its memory is not given back.
@@ -289,6 +312,11 @@ impl Shard {
 
     /// Begins a piece of a device's object.
     pub(super) fn issue_device_piece(&mut self, class: Class, active: usize, piece: Piece) -> Issued {
+        let lane = device_of(self.actives[active].transfer()).lane;
+        if self.devices.lanes[lane].is_given_up() {
+            self.fail_unasked(active, lane);
+            return Issued::Yes;
+        }
         let piece = self.admit(active, piece);
         if !self.pass_gate(class, active, piece) {
             return Issued::Parked;
@@ -337,7 +365,18 @@ impl Shard {
         }
         let op = DirectOp { direction: direction(class), fd, offset: piece.offset as u64, range: ranges[0], token: 0 };
         lane.direct(op, Tag { active, piece });
+        // Bounded as requests of the ring are, so that loads go before stores here, too.
+        let lane = self.lane(class);
+        lane.bytes += piece.len;
+        lane.requests += 1;
         true
+    }
+
+    /// A direct transfer is over, or given up.
+    fn end_direct(&mut self, active: usize, piece: Piece) {
+        let lane = self.lane(self.actives[active].class());
+        lane.bytes -= piece.len;
+        lane.requests -= 1;
     }
 
     /// Begins to fill a slot; false when there is none now.
@@ -432,7 +471,10 @@ impl Shard {
 
     /// The device is done with a copy, or with a direct transfer.
     fn copied(&mut self, lane: usize, copied: Copied<Tag>) {
-        let Copied { slot, tag: Tag { active, piece }, result, is_lost } = copied;
+        let Copied { slot, tag: Tag { active, piece }, result, is_lost, is_direct } = copied;
+        if is_direct {
+            self.end_direct(active, piece);
+        }
         if let Err(error) = result {
             let attached = self.devices.lanes[lane].attached();
             if is_lost {
@@ -440,7 +482,7 @@ impl Shard {
                 let error = Error::device(&*attached.device, error);
                 return self.give_up_piece(active, error);
             }
-            if slot.is_none() {
+            if is_direct {
                 attached.refuse(&error);
                 return self.copy_instead(active, piece);
             }

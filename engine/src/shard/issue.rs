@@ -59,13 +59,15 @@ pub(super) struct Lane {
     pub(super) active: usize,
     pub(super) bytes: usize,
     pub(super) requests: usize,
+    /// Of the active objects, those in a caller's memory of a device.
+    pub(super) on_devices: usize,
     /// Bound of `bytes`.
     pub(super) limit: usize,
 }
 
 impl Lane {
     pub(super) fn new(limit: usize) -> Self {
-        Self { ready: VecDeque::new(), active: 0, bytes: 0, requests: 0, limit }
+        Self { ready: VecDeque::new(), active: 0, bytes: 0, requests: 0, on_devices: 0, limit }
     }
 
     pub(super) fn has_room(&self) -> bool {

@@ -243,6 +243,7 @@ impl Shard {
 
     fn activate_load(&mut self, load: ActiveLoad) {
         self.loads.active += 1;
+        self.loads.on_devices += usize::from(load.transfer.target.is_lent());
         let done = load.transfer.is_done();
         let active = self.actives.insert(Active::Load(load));
         if done {
@@ -255,6 +256,7 @@ impl Shard {
     pub(super) fn finish_load(&mut self, active: usize) {
         let Active::Load(load) = self.actives.remove(active) else { unreachable!("a load's number names a load") };
         self.loads.active -= 1;
+        self.loads.on_devices -= usize::from(load.transfer.target.is_lent());
         let ActiveLoad { keyed, name, volume, part, transfer, check, _queued } = load;
         let bytes = transfer.len as u64;
         let wrong = |(stamp, sum): (Stamp, Sum)| stamp.checksum() != sum.finish();

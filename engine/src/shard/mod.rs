@@ -278,7 +278,9 @@ impl Shard {
             }
             self.answer();
             if self.closing {
-                self.give_up_devices();
+                if self.give_up_devices() {
+                    continue;
+                }
                 if self.is_idle() {
                     return Ok(());
                 }
@@ -306,8 +308,8 @@ impl Shard {
     fn tell_queues(&self) {
         self.core.watches[self.me].tell(ShardQueues {
             mailbox: 0,
-            waiting_loads: self.waiting_loads.len() as u64,
-            waiting_stores: self.waiting_stores.len() as u64,
+            waiting_loads: (self.waiting_loads.len() + self.devices.waiting_loads.len()) as u64,
+            waiting_stores: (self.waiting_stores.len() + self.devices.waiting_stores.len()) as u64,
             waiting_deletes: self.waiting_deletes.len() as u64,
             waiting_evictions: self.waiting_evictions.len() as u64,
             active_loads: self.loads.active as u64,
@@ -323,21 +325,66 @@ impl Shard {
             && self.pending.is_empty()
             && self.waiting_loads.is_empty()
             && self.waiting_stores.is_empty()
+            && self.devices.waiting_loads.is_empty()
+            && self.devices.waiting_stores.is_empty()
             && self.waiting_deletes.is_empty()
             && self.waiting_evictions.is_empty()
     }
 
     /// Whether a turn of the loop could start something without waiting for a completion.
     fn has_startable(&self) -> bool {
-        let depth = self.core.config.depth;
-        (!self.waiting_loads.is_empty() && self.loads.active < depth) || self.has_name_changes()
+        let is_waiting =
+            !self.waiting_loads.is_empty() || self.has_place_for_devices(&self.loads, &self.devices.waiting_loads);
+        (is_waiting && self.loads.active < self.core.config.depth) || self.has_name_changes()
     }
 
     fn has_name_changes(&self) -> bool {
         !self.written.is_empty()
             || !self.waiting_deletes.is_empty()
             || !self.waiting_evictions.is_empty()
-            || (!self.waiting_stores.is_empty() && self.stores.active < self.core.config.depth)
+            || (self.stores.active < self.core.config.depth
+                && (!self.waiting_stores.is_empty()
+                    || self.has_place_for_devices(&self.stores, &self.devices.waiting_stores)))
+    }
+
+    /// Whether an object of a device waits, and may begin: they leave half of the places to memory of the host's, which must not wait for a
+    /// device that hangs, or for a caller's work on one.
+    fn has_place_for_devices<T>(&self, lane: &Lane, waiting: &VecDeque<T>) -> bool {
+        !waiting.is_empty() && lane.on_devices < self.places_for_devices()
+    }
+
+    fn places_for_devices(&self) -> usize {
+        (self.core.config.depth / 2).max(1)
+    }
+
+    /// The next load that may begin.
+    fn next_load(&mut self) -> Option<LoadOp> {
+        let has_place = self.loads.on_devices < self.places_for_devices();
+        if has_place && let Some(op) = self.devices.waiting_loads.pop_front() {
+            return Some(op);
+        }
+        while let Some(op) = self.waiting_loads.pop_front() {
+            if has_place || op.buffer.device().is_none() {
+                return Some(op);
+            }
+            self.devices.waiting_loads.push_back(op);
+        }
+        None
+    }
+
+    /// The next store that may begin.
+    fn next_store(&mut self) -> Option<StoreOp> {
+        let has_place = self.stores.on_devices < self.places_for_devices();
+        if has_place && let Some(op) = self.devices.waiting_stores.pop_front() {
+            return Some(op);
+        }
+        while let Some(op) = self.waiting_stores.pop_front() {
+            if has_place || op.buffer.device().is_none() {
+                return Some(op);
+            }
+            self.devices.waiting_stores.push_back(op);
+        }
+        None
     }
 
     fn take_commands(&mut self) {
@@ -362,6 +409,8 @@ impl Shard {
     fn close(&mut self) {
         self.closing = true;
         self.devices.close();
+        self.waiting_loads.append(&mut self.devices.waiting_loads);
+        self.waiting_stores.append(&mut self.devices.waiting_stores);
         for op in std::mem::take(&mut self.waiting_loads) {
             self.answers.push(Answer::Load(op.part, Err(Error::Closed), Some(op.buffer)));
         }
@@ -388,7 +437,7 @@ impl Shard {
             if self.loads.active == self.core.config.depth {
                 return;
             }
-            let Some(op) = self.waiting_loads.pop_front() else { return };
+            let Some(op) = self.next_load() else { return };
             self.start_load(op);
         }
     }
@@ -404,7 +453,7 @@ impl Shard {
             } else if let Some(op) = self.waiting_evictions.pop_front() {
                 self.evict(op);
             } else if self.stores.active < self.core.config.depth
-                && let Some(op) = self.waiting_stores.pop_front()
+                && let Some(op) = self.next_store()
             {
                 self.start_store(op);
             } else {
@@ -457,12 +506,14 @@ impl Drop for Shard {
             for op in std::mem::take(&mut self.waiting_evictions) {
                 self.core.bury(Command::Evict(op));
             }
+            self.waiting_stores.append(&mut self.devices.waiting_stores);
             for op in std::mem::take(&mut self.waiting_stores) {
                 self.core.bury(Command::Store(op));
             }
         }
         self.core.bury_all(self.me);
         self.waiting_loads.clear();
+        self.devices.waiting_loads.clear();
         self.waiting_stores.clear();
         self.followers.clear();
         self.twins.clear();

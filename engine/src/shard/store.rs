@@ -251,6 +251,7 @@ impl Shard {
 
     fn activate_store(&mut self, store: ActiveStore) {
         self.stores.active += 1;
+        self.stores.on_devices += usize::from(store.transfer.target.is_lent());
         let done = store.transfer.is_done();
         let active = self.actives.insert(Active::Store(store));
         if done {
@@ -413,6 +414,7 @@ impl Shard {
     fn end_store(&mut self, active: usize, result: Result<()>) {
         let Active::Store(store) = self.actives.remove(active) else { unreachable!("a store's number names a store") };
         self.stores.active -= 1;
+        self.stores.on_devices -= usize::from(store.transfer.target.is_lent());
         let ActiveStore { keyed, volume, part, transfer, sum, _queued, .. } = store;
         let bytes = transfer.len as u64;
         self.core.volumes[volume].dir.trust.prove(keyed.hash());
@@ -436,6 +438,7 @@ impl Shard {
     fn abandon(&mut self, active: usize) {
         let Active::Store(store) = self.actives.remove(active) else { unreachable!("a store's number names a store") };
         self.stores.active -= 1;
+        self.stores.on_devices -= usize::from(store.transfer.target.is_lent());
         let ActiveStore { keyed, name, volume, from, part, transfer, _queued, .. } = store;
         let Volume { dir, presence, .. } = &self.core.volumes[volume];
         if presence.is_up()

@@ -36,6 +36,11 @@ pub(super) enum Target {
 }
 
 impl Target {
+    /// Whether it is a caller's memory of a device.
+    pub(super) fn is_lent(&self) -> bool {
+        matches!(self, Self::Device(device) if device.is_lent())
+    }
+
     /// The caller's memory, when nothing is in flight on it any more.
     pub(super) fn into_buffer(self) -> Option<Buffer> {
         match self {

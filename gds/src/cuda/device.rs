@@ -274,7 +274,7 @@ impl CudaDevice {
     }
 
     /// cuFile in its compatibility mode, where it copies through its own host memory: to be compared with. Not direct, and not
-    /// to be called GDS. Once a process: the mode is the driver's.
+    /// to be called GDS. A process has one mode, which is the driver's.
     ///
     /// # Errors
     /// [`GdsError::NoCuFile`] where opening the driver would never return, and what the library says.
@@ -284,7 +284,7 @@ impl CudaDevice {
             return Err(GdsError::NoCuFile(prober.state().why_not.unwrap_or_default()));
         }
         let _current = self.0.enter()?;
-        Ok(Arc::new(CuFile::open(self.0.options.libcufile.as_deref(), Mode::Compatibility)?))
+        Ok(CuFile::shared(self.0.options.libcufile.as_deref(), Mode::Compatibility)?)
     }
 
     fn open_cufile(&self, report: &ProbeReport) -> Result<()> {
@@ -292,7 +292,7 @@ impl CudaDevice {
         if cufile.is_none() {
             let _current = self.0.enter()?;
             let mode = Mode::Direct { by_p2pdma: report.by == P2PDMA, in_batches: report.no_batches.is_none() };
-            let opened = Arc::new(CuFile::open(self.0.options.libcufile.as_deref(), mode)?);
+            let opened = CuFile::shared(self.0.options.libcufile.as_deref(), mode)?;
             self.0.slabs.register_all(&(opened.clone() as Arc<dyn FileIo>));
             *cufile = Some(opened);
         }

@@ -3,8 +3,10 @@
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use libloading::Library;
+use parking_lot::Mutex;
 use saltern::device::{DeviceRange, Direction};
 
 use super::batch::{Batch, CuBatch, Functions};
@@ -130,6 +132,10 @@ pub trait FileIo: Send + Sync {
     fn batch(&self, most: usize) -> Result<Box<dyn Batch>>;
 }
 
+const OPEN_DIRECTLY: &str =
+    "this process has cuFile open to be direct, and a process has one mode: compare in another one";
+const OPEN_FOR_COMPARISON: &str = "this process has cuFile open in its compatibility mode, and a process has one mode";
+
 /// The library, with its driver open.
 pub(crate) struct CuFile {
     read: unsafe extern "C" fn(*mut c_void, *mut c_void, usize, i64, i64) -> isize,
@@ -193,7 +199,37 @@ pub(crate) fn version_text(version: i32) -> String {
     if version == 0 { "(version unknown)".to_owned() } else { format!("{}.{}", version / 1000, version / 10 % 100) }
 }
 
+/// A library whose driver this process has open, and how.
+struct Opened {
+    path: Option<PathBuf>,
+    mode: Mode,
+    library: Arc<CuFile>,
+}
+
+/// The driver is opened once a process: its parameters cannot be set after that, and closing it while anything lives is undefined.
+static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
+
 impl CuFile {
+    /// The library with its driver open, for all devices of this process. As [`CuFile::open`], the first time.
+    ///
+    /// # Errors
+    /// [`GdsError::NoCuFile`] when it is open the other way, and what opening says.
+    pub(crate) fn shared(path: Option<&Path>, mode: Mode) -> Result<Arc<Self>> {
+        let mut opened = OPENED.lock();
+        let Some(found) = opened.iter().find(|opened| opened.path.as_deref() == path) else {
+            let library = Arc::new(Self::open(path, mode)?);
+            opened.push(Opened { path: path.map(Path::to_owned), mode, library: library.clone() });
+            return Ok(library);
+        };
+        match (found.mode, mode) {
+            (Mode::Direct { .. }, Mode::Direct { .. }) | (Mode::Compatibility, Mode::Compatibility) => {
+                Ok(found.library.clone())
+            }
+            (Mode::Direct { .. }, _) => Err(GdsError::NoCuFile(OPEN_DIRECTLY.into())),
+            (Mode::Compatibility, _) => Err(GdsError::NoCuFile(OPEN_FOR_COMPARISON.into())),
+        }
+    }
+
     /// Opens the driver. A context has to be current. Directly only after a probe in another process has come back: the call may never
     /// return.
     pub(crate) fn open(path: Option<&Path>, mode: Mode) -> Result<Self> {
