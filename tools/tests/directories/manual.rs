@@ -5,8 +5,22 @@ use std::process::Command;
 
 use crate::common::{saltern, temp_dir};
 
-const COMMANDS: [&str; 11] =
-    ["bench", "recover", "doctor", "verify", "migrate", "clean", "export", "import", "top", "completions", "man"];
+const COMMANDS: [&str; 14] = [
+    "bench",
+    "recover",
+    "usage",
+    "quota",
+    "evict",
+    "doctor",
+    "verify",
+    "migrate",
+    "clean",
+    "export",
+    "import",
+    "top",
+    "completions",
+    "man",
+];
 
 #[test]
 fn completions_know_every_command_and_bash_takes_them() {
