@@ -30,7 +30,7 @@ pub fn render(report: &Report) -> Result<String> {
     section(
         &mut page,
         "Throughput by object size",
-        "Higher is better: the nearer a line is to the dashed one, the less of the device is lost.",
+        "Higher is better: the nearer a line is to the dashed one, the less of the device is lost. Each panel has its own scale.",
         &engines,
         &panels::throughput(report).map_err(failed)?,
     );

@@ -81,20 +81,15 @@ fn phases(report: &Report) -> impl Iterator<Item = (Phase, Vec<&PhaseResult>)> {
     })
 }
 
-/// Throughput by object size, a panel a phase, all to one scale.
+/// Throughput by object size, a panel a phase, each to its own scale: a disk writes at a fraction of what it reads.
 pub(super) fn throughput(report: &Report) -> Drawn {
     let sizes = sizes(report);
-    let all: Vec<(Phase, Vec<Line>)> = phases(report)
-        .map(|(phase, results)| {
-            (phase, by_size(&results, &sizes, |result| result.mib_per_s, |result| result.ceiling_mib_per_s))
-        })
-        .collect();
-    let most = all.iter().flat_map(|(_, lines)| values(lines)).fold(0.0, f64::max);
-    let y = Axis::linear([most].into_iter(), "MiB/s");
-    let panel = |(phase, lines): &(Phase, Vec<Line>)| {
-        Ok(Panel { title: phase.to_string(), svg: draw(&size_axis(&sizes), &y, lines)? })
+    let panel = |(phase, results): (Phase, Vec<&PhaseResult>)| {
+        let lines = by_size(&results, &sizes, |result| result.mib_per_s, |result| result.ceiling_mib_per_s);
+        let y = Axis::linear(values(&lines), "MiB/s");
+        Ok(Panel { title: phase.to_string(), svg: draw(&size_axis(&sizes), &y, &lines)? })
     };
-    all.iter().map(panel).collect()
+    phases(report).map(panel).collect()
 }
 
 /// CPU time by object size, a panel a phase, all to one scale.

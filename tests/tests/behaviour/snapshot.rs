@@ -410,15 +410,20 @@ fn write_into(mount: &Mount, n: u32, bytes: &[u8]) {
     fs::write(mount.file(&key(n)), bytes).expect("write");
 }
 
+/// Whether an engine vouches for its snapshot: not with many directories, and not where others may write to the file system.
+fn vouches(engine: &Engine, cell: Cell) -> bool {
+    let medium = &engine.status().volumes[0].medium;
+    !cell.layout.is_sharded() && ["ext4", "xfs", "btrfs"].contains(&medium.file_system.as_str())
+}
+
 #[apply(each_cell!)]
 fn after_a_close_a_file_that_was_written_into_shows_its_size_when_it_is_used(cell: Cell) {
-    // Many directories are all looked through.
-    if cell.layout.is_sharded() {
-        return;
-    }
     let mount = mount(cell, "snapshot-unseen");
     prepare(&mount);
     let engine = mount.open();
+    if !vouches(&engine, cell) {
+        return;
+    }
     for n in [MANY, MANY + 1] {
         put(&engine, &key(n), &payload(n.into(), 3000)).expect("store");
     }
@@ -474,7 +479,10 @@ fn where_anything_but_a_close_came_last_every_file_is_looked_at(cell: Cell) {
         paths.filter(is_mark).collect::<Vec<_>>()
     };
     prepare(&mount);
-    assert_eq!(marks().len(), if cell.layout.is_sharded() { 0 } else { cell.volumes });
+    let engine = mount.open();
+    let expected = if vouches(&engine, cell) { cell.volumes } else { 0 };
+    engine.close();
+    assert_eq!(marks().len(), expected);
     // As an engine that was killed leaves it; another program stores what it has just deleted, on the same inode where that is free; or it has
     // only been there.
     let killed = |_| marks().iter().for_each(|mark| fs::remove_file(mark).expect("unlink"));
