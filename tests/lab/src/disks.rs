@@ -49,7 +49,7 @@ pub fn run(cx: &Context) -> Row {
     let mut row = Row::new("errors of the device below ext4 and xfs, mounted again afterwards");
     let lab = match cx.lab(&[FileSystem::Ext4, FileSystem::Xfs]) {
         Ok(lab) => lab,
-        Err(error) => return row.skipped(error),
+        Err(error) => return row.stopped(&error),
     };
     for (number, cell) in cells().iter().enumerate() {
         row.cases += 1;

@@ -107,7 +107,7 @@ pub fn run(cx: &Context) -> Row {
     let mut row = Row::new("errors, delays, short reads and flipped bits of each kind of call (FUSE)");
     let stage = match Stage::new(cx) {
         Ok(stage) => stage,
-        Err(error) => return row.skipped(error),
+        Err(error) => return row.stopped(&error),
     };
     for (number, cell) in cells().iter().enumerate() {
         let dir = stage.at.join(format!("volume-{number}"));

@@ -35,7 +35,7 @@ pub fn run(cx: &Context) -> Row {
     );
     let lab = match cx.lab(&[]) {
         Ok(lab) => lab,
-        Err(error) => return row.skipped(error),
+        Err(error) => return row.stopped(&error),
     };
     let mut attempt = |what: String, faults: u64, work: &mut dyn FnMut()| {
         row.cases += 1;

@@ -97,7 +97,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     if rows.iter().any(|row| row.skipped.is_some()) {
-        println!("\nnot all of it was run: see what was skipped");
+        println!("\nNOT RUN: what is marked as skipped, for the reasons above");
         return ExitCode::from(NOT_RUN);
     }
     ExitCode::SUCCESS

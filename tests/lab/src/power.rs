@@ -87,7 +87,7 @@ pub fn matrix(cx: &Context) -> Vec<Row> {
             }
             rows.map(Row::done).into()
         }
-        Err(error) => rows.map(|row| row.skipped(&error)).into(),
+        Err(error) => rows.map(|row| row.stopped(&error)).into(),
     }
 }
 
@@ -170,7 +170,7 @@ pub fn controls(cx: &Context) -> Row {
     .into();
     let outcomes = match run(cx, &cells) {
         Ok(outcomes) => outcomes,
-        Err(error) => return row.skipped(error),
+        Err(error) => return row.stopped(&error),
     };
     for (cell, outcome) in cells.iter().zip(outcomes) {
         let outcome = match outcome {

@@ -1,11 +1,13 @@
-//! What runs out: space, inodes, descriptors, locked memory, memory, the right to use io_uring, the length of files, the
-//! right to write. Each is a clear error and a clear status; nothing hangs, nothing is lost, and when there is enough again
-//! the engine goes on.
+//! What runs out: space, also where it is reserved, inodes, descriptors, locked memory, memory, the right to use io_uring, the
+//! length of files, the right to write. Each is a clear error and a clear status; nothing hangs, nothing is lost, and when
+//! there is enough again the engine goes on.
 
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use saltern::{Buffer, Config, Engine, Error, Layout};
@@ -19,12 +21,18 @@ use crate::kills::said;
 use crate::table::Row;
 
 /// What a child can be limited in.
-const LIMITS: [&str; 5] = ["descriptors", "locked-memory", "memory", "io-uring", "file-length"];
+const LIMITS: [&str; 6] = ["descriptors", "locked-memory", "memory", "io-uring", "file-length", ALLOCATION];
+
+/// The one that needs a file system on which files are given their blocks beforehand.
+const ALLOCATION: &str = "allocation";
+
+/// Exit code of `timeout --signal=KILL` when the time has passed.
+const KILLED: i32 = 137;
 
 /// All cases.
 pub fn run(cx: &Context) -> Row {
     let mut row = Row::new(
-        "resources: space, inodes, read-only remount, directory gone, descriptors, memory, io_uring, file length",
+        "resources: space, inodes, read-only remount, directory gone, descriptors, memory (locked, address space; not by cgroup), io_uring, file length, fallocate",
     );
     match cx.lab(&[saltern_power::FileSystem::Ext4, saltern_power::FileSystem::Xfs]) {
         Ok(lab) => {
@@ -39,15 +47,18 @@ pub fn run(cx: &Context) -> Row {
             for limit in LIMITS {
                 row.cases += 1;
                 row.faults += 1;
-                let dir = lab.path(limit);
+                let disk = (limit == ALLOCATION).then(|| Loop::new(&lab, "ext4", 96 << 20, &["-m", "0"]));
+                let dir = disk.as_ref().map_or_else(|| lab.path(limit), |disk| disk.at.join("volume"));
                 let output = start(cx, limit, &dir);
-                if !output.status.success() {
+                if output.status.code() == Some(KILLED) || output.status.signal() == Some(Signal::SIGKILL as i32) {
+                    row.bad(format!("{limit}: it hung, or was killed: not done within {WAIT_MAX:?}"));
+                } else if !output.status.success() {
                     let text = String::from_utf8_lossy(&output.stderr);
                     row.bad(format!("{limit}: {}: {}", output.status, text.trim()));
                 }
             }
         }
-        Err(error) => return row.skipped(error),
+        Err(error) => return row.stopped(&error),
     }
     row.done()
 }
@@ -245,6 +256,7 @@ pub fn limited(limit: &str, dir: &Path) {
         "memory" => memory(dir),
         "io-uring" => io_uring(dir),
         "file-length" => file_length(dir),
+        ALLOCATION => allocation(dir),
         other => panic!("{other} is no limit"),
     }
     until("descriptors are closed", || open_files() <= before);
@@ -315,18 +327,47 @@ fn memory(dir: &Path) {
     assert!(matches!(asked, Err(Error::PoolExhausted { .. })), "{asked:?}, {pool:?}");
 }
 
-fn io_uring(dir: &Path) {
-    let open = Engine::open(config(dir)).expect("open while it is allowed");
-    put(&open, &key(1), b"x").expect("store");
+/// From now on this system call gives this error in all threads. Of several errors for one call the last counts.
+fn refuse(call: i64, errno: Errno) {
     let filter = SeccompFilter::new(
-        std::collections::BTreeMap::from([(nix::libc::SYS_io_uring_setup, vec![])]),
+        std::collections::BTreeMap::from([(call, vec![])]),
         SeccompAction::Allow,
-        SeccompAction::Errno(nix::libc::EPERM as u32),
+        SeccompAction::Errno(errno as u32),
         std::env::consts::ARCH.try_into().expect("a known architecture"),
     )
     .expect("a valid filter");
     let program: BpfProgram = filter.try_into().expect("a valid filter");
     apply_filter_all_threads(&program).expect("seccomp");
+}
+
+/// Through FUSE the engine never asks for blocks beforehand, so this call fails here.
+fn allocation(dir: &Path) {
+    const BYTES: usize = 70_000;
+    let engine = works(config(dir));
+    refuse(nix::libc::SYS_fallocate, Errno::EIO);
+    for n in 100..110 {
+        put(&engine, &key(n), &payload(n.into(), BYTES)).expect("the writes allocate");
+    }
+    for full in [Errno::ENOSPC, Errno::EDQUOT] {
+        refuse(nix::libc::SYS_fallocate, full);
+        for n in 200..210 {
+            let stored = put(&engine, &key(n), &payload(n.into(), BYTES));
+            assert!(matches!(stored, Err(Error::Full { .. })), "{full}: {stored:?}");
+            assert!(matches!(get(&engine, &key(n), BYTES), Err(Error::NotFound)), "{full}: {n}");
+        }
+    }
+    for n in (0..20).chain(100..110) {
+        assert!(get(&engine, &key(n), BYTES).expect("load") == payload(n.into(), BYTES), "{n}");
+    }
+    assert_eq!(unfinished(dir), Vec::<PathBuf>::new());
+    assert_books(&engine, dir, Layout::Fs);
+    assert!(engine.status().is_healthy);
+}
+
+fn io_uring(dir: &Path) {
+    let open = Engine::open(config(dir)).expect("open while it is allowed");
+    put(&open, &key(1), b"x").expect("store");
+    refuse(nix::libc::SYS_io_uring_setup, Errno::EPERM);
     // What has a ring goes on.
     assert_eq!(get(&open, &key(1), 1).expect("load"), b"x");
     let refused = Engine::open(config(dir.join("other"))).map(|_| ());

@@ -69,23 +69,20 @@ pub fn run(cx: &Context) -> Row {
                 row.bad(format!("{}: {error}", path.display()));
             }
         }
-        Err(Failed::Unavailable(error)) => return row.skipped(error),
+        Err(Failed::Lab(error)) => return row.stopped(&error),
         Err(Failed::Bad(why)) => row.bad(why),
     }
     row.done()
 }
 
 enum Failed {
-    Unavailable(String),
+    Lab(saltern_power::Error),
     Bad(String),
 }
 
 impl From<saltern_power::Error> for Failed {
     fn from(error: saltern_power::Error) -> Self {
-        match error {
-            saltern_power::Error::Unavailable(why) => Self::Unavailable(why),
-            other => Self::Bad(other.to_string()),
-        }
+        Self::Lab(error)
     }
 }
 

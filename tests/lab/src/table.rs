@@ -45,10 +45,13 @@ impl Row {
         self
     }
 
-    /// Ends before it has begun.
+    /// Ends before it has begun: skipped where this machine lacks what it takes; anything else that goes wrong is bad.
     #[must_use]
-    pub fn skipped(mut self, why: impl fmt::Display) -> Self {
-        self.skipped = Some(why.to_string());
+    pub fn stopped(mut self, error: &saltern_power::Error) -> Self {
+        match error {
+            saltern_power::Error::Unavailable(_) => self.skipped = Some(error.to_string()),
+            other => self.bad(other),
+        }
         self.done()
     }
 }

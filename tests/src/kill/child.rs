@@ -85,7 +85,9 @@ pub fn child() {
     // When the parent's test fails, nobody else ends this process.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).expect("prctl");
     let work = Work::take_over();
-    let engine = Engine::open(work.volume.config()).expect("open");
+    let mut config = work.volume.config();
+    config.capacity_bytes = work.volume.mode.capacity_bytes();
+    let engine = Engine::open(config).expect("open");
     let mut journal = Journal::open(&work.journal);
     journal.begin();
     let rng = StdRng::seed_from_u64(work.seed);
@@ -150,9 +152,17 @@ impl Worker {
                 None => self.flights.push_back(Flight::Store(keys, ticket)),
                 Some(report) => {
                     for (n, result) in keys.iter().zip(report.results) {
-                        let bytes = result.unwrap_or_else(|error| panic!("store of {n}: {error}"));
-                        assert!(bytes == 0 || bytes == object(*n).1 as u64, "store of {n}: {bytes}");
-                        self.know(*n, Known::Present);
+                        match result {
+                            Ok(bytes) => {
+                                assert!(bytes == 0 || bytes == object(*n).1 as u64, "store of {n}: {bytes}");
+                                self.know(*n, Known::Present);
+                            }
+                            Err(Error::Full { .. }) if self.mode.capacity_bytes().is_some() => {
+                                self.journal.refuse(*n);
+                                self.busy.remove(n);
+                            }
+                            Err(error) => panic!("store of {n}: {error}"),
+                        }
                     }
                 }
             },

@@ -20,6 +20,7 @@ const BEGUN: u8 = b'B';
 const PRESENT: u8 = b'P';
 const ABSENT: u8 = b'A';
 const UNCLEAR: u8 = b'U';
+const REFUSED: u8 = b'R';
 
 /// The child's end.
 pub(crate) struct Journal(File);
@@ -44,6 +45,11 @@ impl Journal {
         self.write(kind, n);
     }
 
+    /// There was no room for an object; whether it is there is as unclear as when its store was begun.
+    pub(crate) fn refuse(&mut self, n: u32) {
+        self.write(REFUSED, n);
+    }
+
     fn write(&mut self, kind: u8, n: u32) {
         let [a, b, c, d] = n.to_le_bytes();
         assert_eq!(self.0.write(&[kind, a, b, c, d]).expect("the journal"), 5);
@@ -54,23 +60,27 @@ impl Journal {
         path.metadata().is_ok_and(|metadata| metadata.len() >= 5)
     }
 
-    /// Brings what is known up to date. Gives the number of acknowledgements.
-    pub(crate) fn read(path: &Path, known: &mut BTreeMap<u32, Known>) -> u64 {
+    /// Brings what is known up to date. Gives the numbers of acknowledgements and of refusals.
+    pub(crate) fn read(path: &Path, known: &mut BTreeMap<u32, Known>) -> (u64, u64) {
         let bytes = std::fs::read(path).expect("the journal");
         let (records, rest) = bytes.as_chunks::<5>();
         assert!(rest.is_empty(), "a record is written whole");
-        let mut acknowledged = 0;
+        let (mut acknowledged, mut refused) = (0, 0);
         for [kind, n @ ..] in records {
             let now = match *kind {
                 BEGUN => continue,
                 PRESENT => Known::Present,
                 ABSENT => Known::Absent,
                 UNCLEAR => Known::Unclear,
+                REFUSED => {
+                    refused += 1;
+                    continue;
+                }
                 other => panic!("a record of kind {other}"),
             };
             acknowledged += u64::from(now != Known::Unclear);
             known.insert(u32::from_le_bytes(*n), now);
         }
-        acknowledged
+        (acknowledged, refused)
     }
 }

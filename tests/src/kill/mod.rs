@@ -25,6 +25,9 @@ use crate::{assert_books, config, done, file_name, payload, put, remove, salted,
 /// Keys that the child works on.
 const KEYS: u32 = 256;
 
+/// A fifth of what all keys have, and the largest object ten times: it is reached in the first moments.
+const CAPACITY_BYTES: u64 = 4 << 20;
+
 /// Keys that only the parent stores.
 const PARENTS_KEYS: std::ops::Range<u32> = 10_000..10_040;
 
@@ -62,7 +65,7 @@ pub struct Volume {
 pub enum Mode {
     /// It stores into new files: none is recycled.
     Fresh,
-    /// As much goes as comes, into the files of what has gone.
+    /// At a capacity: as much goes as comes, into the files of what has gone, and what finds no room is refused.
     Steady,
     /// More is deleted than stored.
     DeleteHeavy,
@@ -79,6 +82,11 @@ impl Mode {
             Self::Steady => (5, 3),
             Self::DeleteHeavy => (4, 5),
         }
+    }
+
+    /// What a child may keep. The parent, who stores beside that, has no limit.
+    pub(crate) fn capacity_bytes(self) -> Option<u64> {
+        (self == Self::Steady).then_some(CAPACITY_BYTES)
     }
 }
 
@@ -119,13 +127,15 @@ pub struct Killer {
     round: u32,
     /// Stores and deletes that were acknowledged.
     pub acknowledged: u64,
+    /// Stores for which there was no room under the capacity.
+    pub refused: u64,
 }
 
 impl Killer {
     /// `scratch` is a directory for journals, on any file system.
     pub fn new(scratch: &Path, command: impl Fn() -> Command + 'static) -> Self {
         let (command, known) = (Box::new(command), BTreeMap::new());
-        Self { command, scratch: scratch.into(), known, round: 0, acknowledged: 0 }
+        Self { command, scratch: scratch.into(), known, round: 0, acknowledged: 0, refused: 0 }
     }
 
     /// A new volume: nothing is known.
@@ -156,7 +166,9 @@ impl Killer {
         child.kill().expect("kill");
         let status = child.wait().expect("wait");
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{}", text(&stderr));
-        self.acknowledged += Journal::read(&journal, &mut self.known);
+        let (acknowledged, refused) = Journal::read(&journal, &mut self.known);
+        self.acknowledged += acknowledged;
+        self.refused += refused;
         fs::remove_file(&journal).expect("unlink");
         fs::remove_file(&stderr).expect("unlink");
     }
