@@ -28,6 +28,13 @@ pub fn quotas(contents: &[u8]) {
     crate::quotas::parse_any(&[head.as_bytes(), contents].concat());
 }
 
+/// A volume's number.
+pub fn volume(contents: &[u8]) {
+    crate::volume::identity::parse_any(contents);
+    let head = format!("saltern volume, version 1, crc64 {:016x}\n", checksum(contents));
+    crate::volume::identity::parse_any(&[head.as_bytes(), contents].concat());
+}
+
 /// The stamp of a file.
 pub fn stamp(raw: &[u8]) {
     if let Some(stamp) = Stamp::parse(raw) {

@@ -1,7 +1,7 @@
 //! What fuzzing tries of every parser, and what replaying the corpus tries again: any bytes are taken or refused, without a
 //! panic, and what is taken is taken the same way twice.
 
-pub use saltern::fuzzing::{quotas, snapshot, stamp};
+pub use saltern::fuzzing::{quotas, snapshot, stamp, volume};
 use saltern::layout::{Decoder, detect, wire};
 use saltern::{Config, Layout};
 
@@ -9,13 +9,14 @@ use saltern::{Config, Layout};
 pub type Parser = (&'static str, fn(&[u8]));
 
 /// All of them; the names are those of the corpus's directories.
-pub const PARSERS: [Parser; 6] = [
+pub const PARSERS: [Parser; 7] = [
     ("names", names),
     ("wire", wire_keys),
     ("snapshot", snapshot),
     ("quotas", quotas),
     ("config", config),
     ("stamp", stamp),
+    ("volume", volume),
 ];
 
 /// File names, in every layout: what decodes has the name that it came from.

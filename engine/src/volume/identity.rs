@@ -83,6 +83,13 @@ fn parse(contents: &[u8]) -> Result<VolumeId, String> {
     u64::from_str_radix(&id, 16).map(VolumeId).map_err(|_| format!("{id:?} is no number"))
 }
 
+/// Reads anything; for fuzzing.
+pub(crate) fn parse_any(contents: &[u8]) {
+    if let Ok(id) = parse(contents) {
+        assert_eq!(parse(render(id).as_bytes()), Ok(id));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@
 mod directory;
 mod health;
 mod homes;
-mod identity;
+pub(crate) mod identity;
 mod lock;
 mod loss;
 mod medium;

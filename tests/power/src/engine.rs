@@ -60,12 +60,13 @@ impl Setup {
         config
     }
 
-    /// As [`Self::config`], for looking at what a power cut has left: as after a reboot, with the setup's own integrity, so that objects are
-    /// checked before their first use, or nothing but the order of writes keeps their bytes right. Or else whatever has a checksum is checked, also where
-    /// the setup has none, so that one that was left behind by a file's former life is noticed.
+    /// As [`Self::config`], for looking at what a power cut has left: as after a reboot, with the setup's own integrity. With checksums
+    /// objects are checked before their first use; without them nothing but the order of writes keeps the bytes right. Where the setup
+    /// has none, `is_rebooted` false has whatever has a checksum checked all the same, so that one left behind by a file's former
+    /// life is noticed; not as after a reboot, which would drop what has none.
     pub(crate) fn check_config(self, volume: &Path, capacity_bytes: u64, is_rebooted: bool) -> Config {
         let mut config = self.config(volume, capacity_bytes);
-        if is_rebooted {
+        if is_rebooted || self.integrity == Integrity::Verify {
             config.boot_id = Some("after-the-cut".into());
         } else {
             config.integrity = Integrity::Verify;
