@@ -27,6 +27,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statfs;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::freed::Freed;
 use super::health::Health;
 use super::lock::{self, LOCK_FILE, take_lock};
 use super::medium::{Direct, Medium, write_zeroes};
@@ -76,6 +77,7 @@ pub(crate) struct Directory {
     writes_zeroes: bool,
     preallocates: bool,
     medium: Medium,
+    freed: Freed,
     /// Dropped before the lock.
     pub(crate) trust: Trust,
     lock: Flock<std::fs::File>,
@@ -142,6 +144,7 @@ impl Directory {
             spares,
             quarantine: Quarantine::default(),
             medium,
+            freed: Freed::new(),
             trust,
             lock,
             identity,
@@ -327,7 +330,7 @@ impl Directory {
             other => return other,
         }
         for (at, _) in name.match_indices('/') {
-            match mkdirat(&self.dir, &name[..at], DIR_MODE) {
+            match self.freed.until_given(self.temp.as_fd(), 0, || mkdirat(&self.dir, &name[..at], DIR_MODE)) {
                 Ok(()) | Err(Errno::EEXIST) => {}
                 Err(errno) => return Err(errno),
             }
@@ -354,6 +357,10 @@ impl Directory {
 
     /// Makes an unfinished object, which will have so many bytes.
     pub(crate) fn create_temp(&self, temp: &str, bytes: u64) -> Result<OwnedFd, Errno> {
+        self.freed.until_given(self.temp.as_fd(), bytes, || self.try_create_temp(temp, bytes))
+    }
+
+    fn try_create_temp(&self, temp: &str, bytes: u64) -> Result<OwnedFd, Errno> {
         let flags = self.io_flags() | OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
         let fd = openat(&self.temp, temp, flags, FILE_MODE)?;
         let given = match bytes {
@@ -381,7 +388,7 @@ impl Directory {
     pub(crate) fn publish(&self, from: &Holding, name: &str) -> Result<Parent<'_>, Errno> {
         let (dir, unpublished) = self.holding(from);
         let (parent, file) = self.make_parent(name)?;
-        renameat(dir, unpublished, &parent, file)?;
+        self.freed.until_given(self.temp.as_fd(), 0, || renameat(dir, unpublished, &parent, file))?;
         Ok(parent)
     }
 

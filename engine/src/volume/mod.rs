@@ -10,6 +10,7 @@
 //! volume was added, that did not fit, or that were stored since their home was lost.
 
 mod directory;
+mod freed;
 mod health;
 mod homes;
 pub(crate) mod identity;
