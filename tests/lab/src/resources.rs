@@ -232,10 +232,13 @@ fn removed(lab: &Lab) {
         matches!(put(&engine, &key(n), b"x"), Err(Error::ReadOnly { .. }))
     });
     let status = engine.status();
-    assert!(
-        !status.is_healthy && status.problems.iter().any(|problem| problem.contains(&*dir.to_string_lossy())),
-        "{status:?}"
-    );
+    let says = |what: &str| {
+        let mut problems = status.problems.iter();
+        problems.any(|problem| problem.contains(&*dir.to_string_lossy()) && problem.contains(what))
+    };
+    assert!(!status.is_healthy && says("not the directory that was opened"), "{status:?}");
+    let reason = status.volumes[0].read_only.as_deref();
+    assert_eq!(reason, Some("the directory is not at its path any more"), "{status:?}");
 }
 
 /// The child's part: works within a limit.

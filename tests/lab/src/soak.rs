@@ -51,6 +51,7 @@ struct Sample {
     descriptors: f64,
     /// When the engine was closed last.
     descriptors_closed: f64,
+    /// On the disk, in quarantine or clean, whatever the engine says of them: it keeps to its bound by what it counts.
     spares: f64,
     latency_ms: f64,
     faults: f64,
@@ -136,7 +137,7 @@ fn soak(cx: &Context, seconds: u64, row: &mut Row) -> Result<Vec<Sample>, Failed
             rss_kib: rss_kib(),
             descriptors: descriptors(),
             descriptors_closed,
-            spares: status.spares.bytes as f64 / f64::from(1 << 20),
+            spares: spares_mib(&dir),
             latency_ms,
             faults: disk.served.count()?.0 as f64,
         });
@@ -175,6 +176,13 @@ fn descriptors() -> f64 {
     fs::read_dir("/proc/self/fd").map_or(0, Iterator::count) as f64
 }
 
+fn spares_mib(dir: &Path) -> f64 {
+    let entries = fs::read_dir(dir.join(".saltern/spares")).into_iter().flatten().flatten();
+    // Some may be taken meanwhile.
+    let bytes: u64 = entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum();
+    bytes as f64 / f64::from(1 << 20)
+}
+
 fn rss_kib() -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -209,7 +217,7 @@ fn judge(samples: &[Sample], row: &mut Row) {
             |early| early + DESCRIPTORS_SLACK,
         ),
         ("descriptors while it is open", |sample| sample.descriptors, |early| early * OPEN_GROWTH + OPEN_SLACK),
-        ("spares, MiB", |sample| sample.spares, |early| early + SPARES_SLACK_MIB),
+        ("spares on disk, MiB", |sample| sample.spares, |early| early + SPARES_SLACK_MIB),
         ("latency of loads, ms", |sample| sample.latency_ms, |early| early * LATENCY_GROWTH + LATENCY_SLACK_MS),
     ];
     for (what, of, bound) in figures {
@@ -230,7 +238,7 @@ fn plot(samples: &[Sample], path: &Path) -> Result<(), Box<dyn std::error::Error
         ("resident memory, MiB", |sample| sample.rss_kib / 1024.0),
         ("descriptors, engine open", |sample| sample.descriptors),
         ("descriptors, engine closed", |sample| sample.descriptors_closed),
-        ("spares, MiB", |sample| sample.spares),
+        ("spares on disk, MiB", |sample| sample.spares),
         ("median latency of a batch of loads, ms", |sample| sample.latency_ms),
         ("faults so far", |sample| sample.faults),
     ];

@@ -56,6 +56,8 @@ pub struct World {
     dated: usize,
     /// Answers, and errors among them.
     pub answers: (u64, u64),
+    /// Loads that were answered with a wrong checksum.
+    pub corrupt: u64,
     /// The slowest load since somebody looked, and all of them.
     pub load_times: Vec<Duration>,
 }
@@ -75,6 +77,7 @@ impl World {
             bad: Vec::new(),
             dated: 0,
             answers: (0, 0),
+            corrupt: 0,
             load_times: Vec::new(),
         }
     }
@@ -190,6 +193,7 @@ impl World {
     fn loaded(&mut self, n: u32, result: Result<u64, Error>, buffer: Option<&[u8]>) {
         let known = self.known[&n];
         self.note(n, "load", &result);
+        self.corrupt += u64::from(matches!(result, Err(Error::Corrupt { .. })));
         let now = match result {
             Ok(_) => {
                 if buffer != Some(&bytes(n)[..]) {

@@ -214,7 +214,7 @@ impl Lab {
     /// Starts a disk on an image, without a log.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when FUSE does not work here.
+    /// When it does not start.
     pub fn start_plain_disk(&self, image: &Path) -> Result<Disk> {
         self.serve_disk(image, None)
     }

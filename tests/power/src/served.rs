@@ -35,7 +35,7 @@ impl Served {
     /// Starts it, and waits until it says that it is ready.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when it does not.
+    /// When it does not: whether this machine has FUSE is known before (see [`crate::Lab::new`]), so this is no reason to skip.
     pub fn start(program: &Program, arguments: impl IntoIterator<Item = OsString>) -> Result<Self> {
         let mut child = Command::new(&program.path)
             .args(&program.arguments)
@@ -51,7 +51,8 @@ impl Served {
         }
         drop(served.pipes.take());
         let status = served.child.wait().doing("wait for a served file system")?;
-        Err(Error::Unavailable(format!("a FUSE file system did not start ({status})")))
+        let command = format!("serve {}", program.path.display());
+        Err(Error::Command { command, output: format!("a FUSE file system did not start ({status})") })
     }
 
     fn answer(&self) -> Result<String> {
