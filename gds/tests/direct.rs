@@ -232,7 +232,7 @@ fn transfers_go_in_batches_where_there_are_any() {
 
 #[test]
 fn files_and_transfers_that_fail_cost_their_objects_nothing_but_time() {
-    for trouble in ["files", "calls", "transfers", "looks", "batches"] {
+    for trouble in ["files", "calls", "transfers", "looks", "batches", "half"] {
         // With batches there are few calls that could fail.
         let Some(world) = World::with_nvidia_fs(if trouble == "calls" { &["-DNO_BATCH"] } else { &[] }) else { return };
         let gpu = world.gpu();
@@ -251,7 +251,7 @@ fn files_and_transfers_that_fail_cost_their_objects_nothing_but_time() {
                 let last = status.last_refusal.clone().unwrap_or_default();
                 assert!(status.refused_files > 10 && last.contains("not supported"), "{status:?}");
             }
-            // What was refused as a batch went call by call.
+            // What was never enqueued went call by call.
             "looks" | "batches" => assert_eq!(status.refused_files, 0, "{status:?}"),
             _ => assert!(status.refused_files > 0, "{trouble}: {status:?}"),
         }
@@ -281,12 +281,28 @@ fn a_batch_that_does_not_end_is_cancelled_and_its_objects_go_another_way() {
 
 #[test]
 fn a_batch_of_which_nothing_is_known_is_given_up_with_its_memory_and_files() {
+    give_up(&["silent"]);
+}
+
+#[test]
+fn what_a_refused_batch_may_have_begun_is_given_up_with_its_memory_and_files() {
+    give_up(&["half", "idle", "cancel"]);
+}
+
+#[test]
+fn a_refused_batch_of_which_nothing_is_known_is_given_up_as_a_whole() {
+    give_up(&["half", "silent"]);
+}
+
+fn give_up(troubles: &[&str]) {
     let Some(world) = World::with_nvidia_fs(&[]) else { return };
     let (gpu, engine) = impatient(&world);
     let heap = gpu.alloc(16 << 20).expect("alloc");
     let slab = gpu.slab(&heap);
     there_and_back(&engine, &heap, 64);
-    world.cufile("fake_trouble_silent");
+    for trouble in troubles {
+        world.cufile(&format!("fake_trouble_{trouble}"));
+    }
     let part = |n: usize| heap.slice(n << 18..(n + 1) << 18);
     let loads = engine.load((0..64).map(|n| (key(n as u32), part(n).buffer().into())).collect()).wait();
     let stores = engine.store((0..64).map(|n| (key(n as u32 + 100), part(n).buffer().into())).collect()).wait();
@@ -296,6 +312,7 @@ fn a_batch_of_which_nothing_is_known_is_given_up_with_its_memory_and_files() {
             Ok(_) => assert!(buffer.is_some()),
             Err(Error::Device { reason, .. }) => {
                 assert!(reason.contains("none of a batch's transfers ended"), "{reason}");
+                assert_eq!(reason.contains("it was not taken"), troubles.contains(&"half"), "{reason}");
                 assert!(buffer.is_none(), "memory that cuFile may still write to was given back");
                 lost += 1;
             }
@@ -313,7 +330,10 @@ fn a_batch_of_which_nothing_is_known_is_given_up_with_its_memory_and_files() {
     assert_eq!(engine.status().objects as usize, 64 + stores.results.iter().filter(|result| result.is_ok()).count());
     drop((engine, loads, stores, slab, heap, gpu));
     // The drive comes back: memory, slab and files are still there for it.
-    assert_eq!(world.cufile("fake_late"), lost, "transfers that were given up");
+    let late = world.cufile("fake_late");
+    // Where cuFile has said which were not enqueued, those went call by call.
+    let is_half_of_them = troubles == ["half", "silent"];
+    assert!(0 < late && late <= lost && (late == lost) != is_half_of_them, "{late} were under way, {lost} given up");
     let kept = ["fake_batches_alive", "fake_files", "fake_slabs"].map(|symbol| world.cufile(symbol));
     assert!(kept.iter().all(|kept| *kept > 0), "{kept:?}");
     assert_eq!(world.fakes.count("cuda", "fake_allocated"), 1, "the memory that they were in");

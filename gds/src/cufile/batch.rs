@@ -25,7 +25,7 @@ const MODE_BATCH: c_int = 1;
 const READ: c_int = 0;
 const WRITE: c_int = 1;
 
-/// CUfileStatus_t: waiting and pending have not ended.
+/// CUfileStatus_t: waiting and pending have not ended; what is invalid could not be enqueued.
 const WAITING: c_int = 1;
 const PENDING: c_int = 2;
 const INVALID: c_int = 4;
@@ -85,14 +85,17 @@ pub struct Ended {
     pub token: usize,
     /// How many bytes have moved: all, or fewer.
     pub result: Result<usize>,
+    /// The library says that it was never enqueued, so it may be moved in another way at once. Only with an error.
+    pub never_began: bool,
 }
 
-/// A batch of transfers. Dropped only when all that was submitted has ended; else forgotten.
+/// A batch of transfers. One that is dropped with transfers under way is leaked: the library may still use it.
 pub trait Batch: Send {
     /// Begins transfers, at most as many as it was set up for, when none of the last ones is under way.
     ///
     /// # Errors
-    /// What the library says; then it is not to be used any more.
+    /// What the library says. Any of them may be under way all the same: each has ended only when [`Batch::wait`] says so. No other
+    /// batch may be submitted after it.
     fn submit(&mut self, entries: &[Entry]) -> Result<()>;
 
     /// Waits until some have ended, or a moment has passed, and gives each that has ended once.
@@ -169,13 +172,9 @@ impl Batch for CuBatch {
         // SAFETY: as many parameters as are told, which stay until all have ended; files and memory are the caller's, who keeps them
         // as long.
         let status = unsafe { (self.functions.submit)(self.raw, count, self.params.as_mut_ptr().cast(), 0) };
-        if let Err(error) = status.check("cuFileBatchIOSubmit") {
-            // Whatever it has begun is not to go on.
-            let _ = self.cancel();
-            return Err(error);
-        }
+        // Also of a submit that failed: it does not say how far it came.
         self.under_way.extend(entries.iter().map(|entry| entry.token));
-        Ok(())
+        status.check("cuFileBatchIOSubmit")
     }
 
     fn wait(&mut self, ended: &mut Vec<Ended>) -> Result<()> {
@@ -191,7 +190,7 @@ impl Batch for CuBatch {
             let Some(index) = self.under_way.iter().position(|under_way| *under_way == token) else { continue };
             if !matches!(event.status, WAITING | PENDING) {
                 self.under_way.swap_remove(index);
-                ended.push(Ended { token, result: result_of(event) });
+                ended.push(Ended { token, result: result_of(event), never_began: event.status == INVALID });
             }
         }
         Ok(())
@@ -222,7 +221,10 @@ fn result_of(event: &Event) -> Result<usize> {
 
 impl Drop for CuBatch {
     fn drop(&mut self) {
-        debug_assert!(self.under_way.is_empty(), "transfers are under way");
+        if !self.under_way.is_empty() {
+            std::mem::forget((std::mem::take(&mut self.params), std::mem::take(&mut self.events)));
+            return;
+        }
         // SAFETY: set up in `set_up`; nothing is under way.
         unsafe { (self.functions.destroy)(self.raw) };
     }

@@ -128,7 +128,7 @@ fn move_in_batch(cufile: &CuFile, direction: Direction, file: FileHandle, memory
     while ended.len() < BATCH_MAX {
         batch.wait(&mut ended)?;
     }
-    for Ended { token, result } in ended {
+    for Ended { token, result, .. } in ended {
         let mut moved = result?;
         while moved < part {
             match cufile.transfer(direction, file, (token * part + moved) as u64, span(token).rest(moved))? {

@@ -220,6 +220,7 @@ mod tests {
         fn submit(&mut self, entries: &[Entry]) -> Result<()> {
             assert!(self.under_way.is_empty() && entries.len() <= BATCH_MAX);
             if self.batches.refuses.load(Ordering::Relaxed) {
+                self.under_way = entries.to_vec();
                 return Err(GdsError::NoCuFile("the test takes no batch".into()));
             }
             self.batches.sizes.lock().push(entries.len());
@@ -235,12 +236,14 @@ mod tests {
                 self.batches.silent_looks.fetch_sub(1, Ordering::Relaxed);
                 return Err(GdsError::NoCuFile("the test says nothing".into()));
             }
+            let never_began = self.batches.refuses.load(Ordering::Relaxed);
             for entry in self.under_way.split_off(self.under_way.len().saturating_sub(3)) {
                 let result = match entry.memory.base + entry.memory.offset {
+                    _ if never_began => Err(GdsError::NoCuFile("it was not enqueued".into())),
                     5 => Err(GdsError::CuFile { call: "cuFileBatchIO", code: -5, meaning: "as told".into() }),
                     _ => Ok(entry.memory.len.min(self.most)),
                 };
-                ended.push(Ended { token: entry.token, result });
+                ended.push(Ended { token: entry.token, result, never_began });
             }
             Ok(())
         }

@@ -14,7 +14,7 @@ use super::slab::Slab;
 use crate::cuda::Gpu;
 use crate::error::{GdsError, Result};
 
-/// How long a thread rests when cuFile does not say how its batch is.
+/// How long a thread rests when cuFile does not say how its batch is, or when it says nothing of one that was cancelled.
 const REST: Duration = Duration::from_millis(10);
 
 /// How long a batch may go on without that one of its transfers ends; then it is cancelled. Longer than any drive takes for
@@ -118,25 +118,29 @@ pub(super) fn work(
 enum End {
     /// Each has its answer.
     Whole,
-    /// It was not taken, or had to be cancelled: what is still held has to be moved one by one.
+    /// It was not taken, or had to be cancelled, and nothing of it is under way any more.
     Unfit(GdsError),
-    /// Transfers went on past the deadline, also after they were cancelled; each has its answer.
+    /// Of some transfers nothing was said until the deadline, also after they were cancelled; each has its answer.
     Lost(GdsError),
 }
 
-/// Moves jobs in one batch; those that stay in `held` have to be moved one by one.
+/// Moves jobs in one batch, and answers each: what it was short of, and what was not enqueued, goes by calls.
 fn move_together(batch: &mut dyn Batch, held: &mut [Option<Held<'_>>], deadline: Duration) -> End {
     let entries = held.iter().enumerate().filter_map(|(token, held)| {
         let Job { file, direction, offset, memory, .. } = held.as_ref()?.job();
         Some(Entry { direction: *direction, file: file.handle, offset: *offset, memory: *memory, token })
     });
     let entries: Vec<_> = entries.collect();
-    if let Err(error) = batch.submit(&entries) {
-        return End::Unfit(error);
-    }
+    let refused = batch.submit(&entries).err();
     let (mut left, mut ended, mut silent) = (entries.len(), Vec::new(), None);
-    let (mut short, mut end) = (Vec::new(), End::Whole);
+    let (mut rest, mut end) = (Vec::new(), End::Whole);
     let (mut moved, mut patience, mut is_cancelled) = (Instant::now(), deadline, false);
+    if let Some(error) = &refused {
+        // What it has begun is not to go on. How the cancelling went does not matter: only a look tells what has ended.
+        let cancelled = batch.cancel();
+        tracing::error!(%error, ?cancelled, "cuFile has not taken a batch, and is asked what became of it");
+        (is_cancelled, end) = (true, End::Unfit(error.clone()));
+    }
     while left > 0 {
         if let Err(error) = batch.wait(&mut ended) {
             // Nothing is known of what is under way, so its memory has to stay.
@@ -145,11 +149,13 @@ fn move_together(batch: &mut dyn Batch, held: &mut [Option<Held<'_>>], deadline:
             }
             silent = Some(error);
             std::thread::sleep(REST);
+        } else if ended.is_empty() && is_cancelled {
+            std::thread::sleep(REST);
         }
         if !ended.is_empty() {
             moved = Instant::now();
         } else if moved.elapsed() > patience && is_cancelled {
-            let error = stuck(deadline, silent);
+            let error = stuck(deadline, refused, silent);
             held.iter_mut().filter_map(Option::take).for_each(|held| held.give_up(error.clone()));
             end = End::Lost(error);
             break;
@@ -157,31 +163,33 @@ fn move_together(batch: &mut dyn Batch, held: &mut [Option<Held<'_>>], deadline:
             let cancelled = batch.cancel();
             tracing::error!(?cancelled, left, "a batch of cuFile's does not end, and was cancelled");
             (is_cancelled, moved, patience) = (true, Instant::now(), deadline / CANCEL_SHARE);
-            end = End::Unfit(stuck(deadline, silent.clone()));
+            end = End::Unfit(stuck(deadline, None, silent.clone()));
         }
-        for Ended { token, result } in ended.drain(..) {
+        for Ended { token, result, never_began } in ended.drain(..) {
             left -= 1;
             let Some(held) = held[token].take() else { continue };
             match result {
                 Ok(moved) if moved >= held.job().memory.len => held.answer(Ok(())),
-                Ok(moved) => short.push((held, moved)),
+                Ok(moved) => rest.push((held, moved)),
+                Err(_) if never_began => rest.push((held, 0)),
                 Err(error) => held.answer(Err(error)),
             }
         }
     }
-    for (held, moved) in short {
+    for (held, moved) in rest {
         let result = transfer(held.job(), moved);
         held.answer(result);
     }
     end
 }
 
-/// Why a batch was given up.
-fn stuck(deadline: Duration, silent: Option<GdsError>) -> GdsError {
+/// Why a batch was given up, or cancelled.
+fn stuck(deadline: Duration, refused: Option<GdsError>, silent: Option<GdsError>) -> GdsError {
     let last = silent.map_or_else(|| "nothing".to_owned(), |error| error.to_string());
     let seconds = deadline.as_secs_f64();
+    let refused = refused.map_or_else(String::new, |error| format!(" after it was not taken ({error})"));
     let meaning = format!(
-        "none of a batch's transfers ended for {seconds} s, and it was cancelled; what it said last: {last}. Look at `dmesg`"
+        "none of a batch's transfers ended for {seconds} s{refused}, and it was cancelled; what it said last: {last}. Look at `dmesg`"
     );
     GdsError::CuFile { call: "cuFileBatchIOGetStatus", code: 0, meaning }
 }

@@ -48,16 +48,19 @@ int fake_compat(void) { return compat_forced; }
 int fake_p2pdma(void) { return p2pdma; }
 
 // Each third file is not direct; each third call fails; each third transfer of a batch fails; each second look at a batch says nothing; no
-// batch is taken; no look says anything, and nothing can be cancelled; batches do nothing before they are cancelled.
-static bool bad_files, bad_calls, bad_transfers, bad_looks, bad_batches, silent, idle;
+// batch is taken, and none of its transfers enqueued; the same, but the first half of them is under way; no look says anything, and nothing
+// can be cancelled; batches do nothing before they are cancelled; they cannot be cancelled.
+static bool bad_files, bad_calls, bad_transfers, bad_looks, bad_batches, half, silent, idle, bad_cancel;
 int fake_trouble_files(void) { return bad_files = true; }
 int fake_trouble_calls(void) { return bad_calls = true; }
 int fake_trouble_transfers(void) { return bad_transfers = true; }
 int fake_trouble_looks(void) { return bad_looks = true; }
 int fake_trouble_batches(void) { return bad_batches = true; }
+int fake_trouble_half(void) { return half = true; }
+int fake_trouble_cancel(void) { return bad_cancel = true; }
 int fake_trouble_silent(void) { return silent = true; }
 int fake_trouble_idle(void) { return idle = true; }
-int fake_trouble_ends(void) { return silent = idle = false; }
+int fake_trouble_ends(void) { return silent = idle = half = bad_cancel = false; }
 
 static void stop(const char *why) {
     fprintf(stderr, "cuFile of software: %s\n", why);
@@ -178,11 +181,11 @@ ssize_t cuFileRead(void *handle, void *base, size_t size, off_t offset, off_t at
 ssize_t cuFileWrite(void *handle, const void *base, size_t size, off_t offset, off_t at) { return call(true, handle, (char *)base, size, offset, at); }
 
 #ifndef NO_BATCH
-enum { WAITING = 1, CANCELED = 8, COMPLETE = 16, FAILED = 64, ROOM = 128 };
+enum { WAITING = 1, INVALID = 4, CANCELED = 8, COMPLETE = 16, FAILED = 64, ROOM = 128 };
 struct params { int mode; struct { void *base; off_t file_offset, offset; size_t size; } batch; void *file; int opcode; void *cookie; };
 struct event { void *cookie; int status; size_t moved; };
 _Static_assert(sizeof(struct params) == 64 && sizeof(struct event) == 24, "as in cufile.h");
-struct batch { unsigned room, left; struct params *todo[ROOM]; bool cancelled; };
+struct batch { unsigned room, left, refused; struct params *todo[ROOM]; void *not_begun[ROOM]; bool cancelled; };
 static struct batch *last[FILES];
 static int batches_seen;
 
@@ -223,7 +226,6 @@ status cuFileBatchIOSubmit(void *handle, unsigned count, struct params *params, 
 #ifdef BATCH_CRASHES
     abort();
 #endif
-    if (bad_batches) return NO(5030);
     if (b->left) stop("a batch was submitted while the last one was under way");
     if (b->cancelled) stop("a batch was used again after it was cancelled");
     if (!count || count > b->room || flags) return NO(BAD_VALUE);
@@ -232,6 +234,11 @@ status cuFileBatchIOSubmit(void *handle, unsigned count, struct params *params, 
         b->todo[i] = &params[i];
     }
     b->left = count;
+    if (bad_batches || half) {
+        b->left = half ? count / 2 : 0;
+        for (unsigned i = b->left; i < count; i++) b->not_begun[b->refused++] = params[i].cookie;
+        return NO(5030);
+    }
     pthread_mutex_lock(&lock);
     if ((int)count > batch_most) batch_most = count;
     pthread_mutex_unlock(&lock);
@@ -245,7 +252,10 @@ status cuFileBatchIOGetStatus(void *handle, unsigned least, unsigned *count, str
     if (!room || !timeout || least > room) return NO(BAD_VALUE);
     int look = __sync_add_and_fetch(&looks, 1);
     if (silent || (bad_looks && look % 2)) return NO(5030);
-    if (idle && !b->cancelled) return OK;
+    while (b->refused && given < room && given < 3)
+        events[given++] = (struct event){ .cookie = b->not_begun[--b->refused], .status = INVALID, .moved = (size_t)-5022 };
+    *count = given;
+    if (given || (idle && !b->cancelled)) return OK;
     // Now and then one that is still waiting, and what was told before, as a careless library might.
     while (b->left && given < room && given < 3) {
         struct params *p = b->todo[--b->left];
@@ -271,7 +281,7 @@ status cuFileBatchIOGetStatus(void *handle, unsigned least, unsigned *count, str
 }
 status cuFileBatchIOCancel(void *handle) {
     struct batch *b = handle;
-    if (silent) return NO(5030);
+    if (silent || bad_cancel) return NO(5030);
     // A look tells how each has ended.
     b->cancelled = true;
     return OK;
