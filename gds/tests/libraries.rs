@@ -143,6 +143,79 @@ fn copies_that_the_driver_refuses_fail_their_object_alone() {
 }
 
 #[test]
+fn a_copy_that_fails_in_a_batch_of_copies_fails_its_object_alone() {
+    // Each in two pages, so that even one alone goes in a batch.
+    const OBJECTS: usize = 16;
+    const BAD: usize = 5;
+    const PAGE: usize = 32 << 10;
+    for tells_which in [true, false] {
+        let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[])]) else { return };
+        let (dir, device) = (common::dir(), open(&fakes, "cuda"));
+        let engine = Engine::open(config(dir.path())).expect("open");
+        engine.attach_device(Arc::new(device.clone()), small()).expect("attach");
+        let heap = device.alloc(OBJECTS * 4 * PAGE).expect("alloc");
+        let page = |number: usize| 2 * number * PAGE..(2 * number + 1) * PAGE;
+        let pages = |n: usize| [page(2 * n), page(2 * n + 1)];
+        let fill = || {
+            for n in 0..OBJECTS {
+                for (page, bytes) in pages(n).into_iter().zip(payload(n as u32, 2 * PAGE).chunks(PAGE)) {
+                    heap.slice(page).write(bytes).expect("write");
+                }
+            }
+        };
+        // Behind what holds the default stream, so that they come to the driver together.
+        let together = |first: u32, store: bool| {
+            fakes.count("cuda", "fake_hold");
+            // SAFETY: 0 is the default stream of every context.
+            #[expect(unsafe_code, reason = "streams are named by number")]
+            let fence = unsafe { device.fence(0) }.expect("a fence");
+            let batch = (0..OBJECTS).map(|n| (key(first + n as u32), heap.parts(&pages(n), Some(fence.clone()))));
+            let ticket = match store {
+                true => Ok(engine.store_from_device(batch.collect())),
+                false => Err(engine.load_to_device(batch.collect())),
+            };
+            fakes.count("cuda", "fake_release");
+            ticket.map_or_else(|load| load.wait().results, |store| store.wait().results)
+        };
+        let assert_only_bad_fails = |results: &[Result<u64, Error>], call: &str| {
+            for (n, result) in results.iter().enumerate() {
+                match result {
+                    Err(Error::Device { op, .. }) if n == BAD => assert_eq!(*op, call),
+                    result => assert!(n != BAD && result.is_ok(), "object {n}: {result:?}"),
+                }
+            }
+        };
+        let assert_bytes = |first: u32| {
+            for n in (0..OBJECTS).filter(|n| *n != BAD) {
+                let read = pages(n).map(|page| heap.slice(page).read().expect("read")).concat();
+                assert!(read == payload(n as u32, 2 * PAGE), "object {n} of {first}");
+            }
+        };
+        fill();
+        assert!(together(0, true).iter().all(Result::is_ok));
+        if !tells_which {
+            fakes.count("cuda", "fake_silent_batches");
+        }
+        fakes.break_at("cuda", heap.address() + page(2 * BAD + 1).start as u64 + 100);
+        assert_only_bad_fails(&together(100, true), "cuMemcpyDtoHAsync");
+        assert!(fakes.count("cuda", "fake_failed_batches") > 0, "no batch of copies failed");
+        heap.write(&vec![0xee; heap.len()]).expect("write");
+        assert_only_bad_fails(&together(0, false), "cuMemcpyHtoDAsync");
+        assert_bytes(0);
+        // What was stored in a batch that failed is right, too.
+        fakes.break_at("cuda", 0);
+        heap.write(&vec![0xee; heap.len()]).expect("write");
+        let batches = fakes.count("cuda", "fake_batches");
+        let loaded = together(100, false);
+        assert!(loaded.iter().enumerate().all(|(n, result)| result.is_ok() == (n != BAD)), "{loaded:?}");
+        assert_bytes(100);
+        // Where no copy was to blame, the function is left alone.
+        assert_eq!(fakes.count("cuda", "fake_batches") > batches, tells_which);
+        assert_eq!(engine.status().devices[0].transit_used_bytes, 0, "slots are held");
+    }
+}
+
+#[test]
 fn what_is_missing_is_an_error_that_names_it() {
     let none = Driver::load(Some(Path::new("/no/such/libcuda.so.1"))).err().expect("no library");
     assert!(matches!(&none, GdsError::NoLibrary { library, .. } if library.contains("libcuda")), "{none}");

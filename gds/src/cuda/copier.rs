@@ -4,8 +4,8 @@
 //! submit -> queued -> flush: groups -> copies on the stream, then the group's event -> poll, oldest first -> reported
 //! ```
 //! Small copies share an event, and go to the driver in one call where it has one (cuMemcpyBatchAsync); a copy of
-//! [`GROUP_BYTES`] has an event of its own, so that its slot is free as soon as it has ended. A group that could not be queued as a
-//! whole is reported when its event has happened all the same: what had been queued of it may still run.
+//! [`GROUP_BYTES`] has an event of its own, so that its slot is free as soon as it has ended. A copy that could not be queued is
+//! reported when its group's event has happened all the same: what had been queued of it may still run.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -26,6 +26,9 @@ const GROUP_BYTES: usize = 512 << 10;
 /// Most blocks of one call: scattered pages of many objects.
 const BATCH_BLOCKS_MAX: usize = 1024;
 
+/// What cuMemcpyBatchAsync gives for the copy that failed when the error is not one copy's (SIZE_MAX).
+const NO_COPY: usize = usize::MAX;
+
 /// One block to be copied: host address, device address, length.
 type Block = (u64, u64, usize);
 
@@ -33,7 +36,9 @@ type Block = (u64, u64, usize);
 struct Group {
     /// `None`: the stream was waited for, because no event could be had.
     event: Option<Event>,
-    copies: Vec<DeviceCopy>,
+    /// Each with why it could not be queued.
+    copies: Vec<(DeviceCopy, Option<DeviceError>)>,
+    /// Of all of them.
     failed: Option<DeviceError>,
 }
 
@@ -94,7 +99,7 @@ impl Lane {
         while !self.queued.is_empty() {
             let count = self.next_group(self.queued.len());
             let copies: Vec<_> = self.queued.drain(..count).collect();
-            let failed = self.queue(gpu, &copies).err();
+            let queued = self.queue(gpu, &copies);
             let event = events.pop().map_or_else(|| Event::new(gpu.clone()), Ok);
             let event = event.and_then(|event| event.record(self.stream.raw).map(|()| event));
             let event = event.map_err(|error| {
@@ -106,62 +111,71 @@ impl Lane {
                 Ok(event) => (Some(event), None),
                 Err(waited) => (None, waited.err()),
             };
-            let failed = failed.or(late).map(DeviceError::from);
+            let failed = late.map(DeviceError::from);
+            let failures = queued.into_iter().map(|queued| queued.err().map(DeviceError::from));
+            let copies = copies.into_iter().zip(failures).collect();
             self.groups.push_back(Group { event, copies, failed });
         }
     }
 
-    fn queue(&mut self, gpu: &Gpu, copies: &[DeviceCopy]) -> Result<()> {
-        let mut blocks: Vec<Block> = Vec::new();
-        for copy in copies {
-            let mut host = copy.host.ptr() as u64;
-            match &copy.place {
-                Place::Device(ranges) => {
-                    for range in ranges {
-                        blocks.push((host, range.address, range.len));
-                        host += range.len as u64;
-                    }
-                }
-                // Unified addressing: host memory has an address on the device as well. Only tests come here.
-                Place::Loopback(place) => blocks.push((host, place.ptr() as u64, place.len())),
-            }
+    /// Gives copies to the driver: in one call where that saves any. Says of each whether it was queued, all of it.
+    fn queue(&mut self, gpu: &Gpu, copies: &[DeviceCopy]) -> Vec<Result<()>> {
+        let mut blocks = Vec::new();
+        copies.iter().for_each(|copy| push_blocks(copy, &mut blocks));
+        if self.queue_together(gpu, &blocks) {
+            return copies.iter().map(|_| Ok(())).collect();
         }
-        self.hand_over(gpu, blocks)
+        let each = copies.iter().map(|copy| {
+            blocks.clear();
+            push_blocks(copy, &mut blocks);
+            self.queue_each(gpu, &blocks)
+        });
+        each.collect()
     }
 
-    /// Gives blocks to the driver: in one call where that saves any.
-    fn hand_over(&mut self, gpu: &Gpu, blocks: Vec<Block>) -> Result<()> {
-        let to_device = self.direction == Direction::ToDevice;
-        if let (false, Some(batch), 2..) = (self.refuses_batches, gpu.driver.memcpy_batch_async, blocks.len()) {
-            let host = blocks.iter().map(|block| block.0);
-            let device = blocks.iter().map(|block| block.1);
-            let (mut from, mut to): (Vec<u64>, Vec<u64>) =
-                if to_device { (host.collect(), device.collect()) } else { (device.collect(), host.collect()) };
-            let mut sizes: Vec<usize> = blocks.iter().map(|block| block.2).collect();
-            let mut attributes = MemcpyAttributes::in_order();
-            let (mut first, mut failed) = (0, usize::MAX);
-            let (count, stream) = (blocks.len(), self.stream.raw);
-            // SAFETY: the lists have `count` entries and are read before the call returns; slots and device memory stay until the
-            // group's event has happened (`CopyEngine` keeps the copies).
-            let code = unsafe {
-                let (to, from, sizes) = (to.as_mut_ptr(), from.as_mut_ptr(), sizes.as_mut_ptr());
-                batch(to, from, sizes, count, &mut attributes, &mut first, 1, &mut failed, stream)
-            };
-            if code != NOT_SUPPORTED {
-                return gpu.driver.check("cuMemcpyBatchAsync", code);
-            }
-            // Copied one by one, also what was queued of it: twice the same bytes.
-            self.refuses_batches = true;
+    /// One call for all blocks; `false` when they are to be copied one by one, whatever it has queued of them: twice the same bytes, on
+    /// the same stream.
+    fn queue_together(&mut self, gpu: &Gpu, blocks: &[Block]) -> bool {
+        let (false, Some(batch), 2..) = (self.refuses_batches, gpu.driver.memcpy_batch_async, blocks.len()) else {
+            return false;
+        };
+        let host = blocks.iter().map(|block| block.0);
+        let device = blocks.iter().map(|block| block.1);
+        let (mut from, mut to): (Vec<u64>, Vec<u64>) = match self.direction {
+            Direction::ToDevice => (host.collect(), device.collect()),
+            Direction::FromDevice => (device.collect(), host.collect()),
+        };
+        let mut sizes: Vec<usize> = blocks.iter().map(|block| block.2).collect();
+        let mut attributes = MemcpyAttributes::in_order();
+        let (mut first, mut failed) = (0, NO_COPY);
+        let (count, stream) = (blocks.len(), self.stream.raw);
+        // SAFETY: the lists have `count` entries and are read before the call returns; slots and device memory stay until the
+        // group's event has happened (`CopyEngine` keeps the copies).
+        let code = unsafe {
+            let (to, from, sizes) = (to.as_mut_ptr(), from.as_mut_ptr(), sizes.as_mut_ptr());
+            batch(to, from, sizes, count, &mut attributes, &mut first, 1, &mut failed, stream)
+        };
+        let Err(error) = gpu.driver.check("cuMemcpyBatchAsync", code) else { return true };
+        // The driver's documentation does not say what is queued of a batch that failed, not even of what is before `failed`. So nothing of
+        // it counts, and copies one by one show which fail. When no copy is to blame, the function is not for this memory.
+        self.refuses_batches = code == NOT_SUPPORTED || failed == NO_COPY;
+        if code != NOT_SUPPORTED {
+            tracing::warn!(%error, count, failed, "a batch of copies was refused: they are made one by one");
         }
-        for (host, device, len) in blocks {
-            // SAFETY: as above.
+        false
+    }
+
+    /// Stops at the first block that cannot be queued.
+    fn queue_each(&self, gpu: &Gpu, blocks: &[Block]) -> Result<()> {
+        for &(host, device, len) in blocks {
+            // SAFETY: slots and device memory stay until the group's event has happened (`CopyEngine` keeps the copies).
             let (call, code) = unsafe {
-                match to_device {
-                    true => (
+                match self.direction {
+                    Direction::ToDevice => (
                         "cuMemcpyHtoDAsync",
                         (gpu.driver.memcpy_htod_async)(device, host as *const _, len, self.stream.raw),
                     ),
-                    false => (
+                    Direction::FromDevice => (
                         "cuMemcpyDtoHAsync",
                         (gpu.driver.memcpy_dtoh_async)(host as *mut _, device, len, self.stream.raw),
                     ),
@@ -184,13 +198,27 @@ impl Lane {
             }
             let Some(Group { event, copies, failed }) = self.groups.pop_front() else { return };
             events.extend(event);
-            for copy in copies {
-                let result = failed.clone().map_or(Ok(()), Err);
+            for (copy, refused) in copies {
+                let result = refused.or_else(|| failed.clone()).map_or(Ok(()), Err);
                 let token = copy.token;
                 drop(copy);
                 each(CopyDone::new(token, result));
             }
         }
+    }
+}
+
+fn push_blocks(copy: &DeviceCopy, blocks: &mut Vec<Block>) {
+    let mut host = copy.host.ptr() as u64;
+    match &copy.place {
+        Place::Device(ranges) => {
+            for range in ranges {
+                blocks.push((host, range.address, range.len));
+                host += range.len as u64;
+            }
+        }
+        // Unified addressing: host memory has an address on the device as well. Only tests come here.
+        Place::Loopback(place) => blocks.push((host, place.ptr() as u64, place.len())),
     }
 }
 

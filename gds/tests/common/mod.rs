@@ -54,6 +54,15 @@ impl Fakes {
             count()
         }
     }
+
+    /// From now on no copy can be queued that touches this address; 0: all can.
+    pub(crate) fn break_at(&self, name: &str, address: u64) {
+        // SAFETY: as above; the function takes one number.
+        unsafe {
+            let library = libloading::Library::new(self.path(name)).expect("it is loaded already");
+            library.get::<unsafe extern "C" fn(u64)>(b"fake_break").expect("it has this function")(address);
+        }
+    }
 }
 
 /// A directory on the disk that the build is on.

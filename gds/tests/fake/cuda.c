@@ -32,6 +32,10 @@ static int foreign;
 static int context, retained, registered, allocated, copies, batches;
 // While set, the work on the default streams, which is the caller's, does not end. While stalled, nothing that was queued goes on.
 static int held, stalled;
+// No copy can be queued that touches this byte of the GPU's memory. A batch with one fails, and does not tell which when it is silent.
+static const char *bad_byte;
+static int failed_batches, silent_batches;
+static int touches(const char *from, size_t len) { return bad_byte && from <= bad_byte && bad_byte < from + len; }
 
 // What tests ask it.
 int fake_retained(void) { return retained; }
@@ -42,6 +46,9 @@ int fake_copied(void) { return copies; }
 int fake_hold(void) { return held = 1; }
 int fake_release(void) { return held = 0; }
 int fake_stall(void) { return stalled = 1; }
+int fake_failed_batches(void) { return failed_batches; }
+int fake_silent_batches(void) { return silent_batches = 1; }
+void fake_break(unsigned long address) { bad_byte = (const char *)address; }
 // Another GPU's context, which whoever calls this has made current on its thread; and whether it still is.
 int fake_use_foreign(void) { current[top = 0] = &foreign; return 0; }
 int fake_is_foreign(void) { return top == 0 && current[0] == &foreign; }
@@ -121,6 +128,7 @@ static int copy(void *to, const void *from, size_t len, stream *s) {
 #ifdef FAIL_EVERY
     if (copies % FAIL_EVERY == 0) return ILLEGAL_ADDRESS;
 #endif
+    if (touches(to, len) || touches(from, len)) return INVALID_VALUE;
     if (len) push(s, (op){ .to = to, .from = from, .len = len });
     return SUCCESS;
 }
@@ -138,6 +146,13 @@ int cuMemcpyBatchAsync(unsigned long *to, unsigned long *from, size_t *sizes, si
     for (size_t i = 0; i < count / 2; i++) copy((void *)to[i], (void *)from[i], sizes[i], s);
     LEAVE(NOT_SUPPORTED)
 #endif
+    // Nothing is queued when one is seen to be wrong, as the real one may do it: what is before it has not happened.
+    for (size_t i = 0; i < count; i++)
+        if (touches((void *)to[i], sizes[i]) || touches((void *)from[i], sizes[i])) {
+            failed_batches++;
+            *failed = silent_batches ? ~0ul : i;
+            LEAVE(INVALID_VALUE)
+        }
     for (size_t i = 0; i < count; i++) {
         int code = copy((void *)to[i], (void *)from[i], sizes[i], s);
         if (code) { *failed = i; LEAVE(code) }
