@@ -11,27 +11,30 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use saltern::device::{CopyDone, DeviceError, DirectOp};
 
-use super::batch::BATCH_MAX;
+use super::batch::{BATCH_MAX, Batch};
 use super::library::{FileHandle, FileIo};
 use super::slab::Slabs;
-use super::threads::{BATCH_DEADLINE, Job, work};
+use super::threads::{BATCH_DEADLINE, Job, Worker};
 use crate::cuda::Gpu;
 use crate::error::{GdsError, Result};
 
-/// Threads of one shard where cuFile takes one transfer a call. A chunk of 4 MiB takes 0.3 to 2 ms on one drive.
-const THREADS: usize = 8;
+/// Most threads of one shard where cuFile takes one transfer a call: each is a transfer that the drive has to work on, and a chunk of
+/// 4 MiB takes 0.3 to 2 ms on one drive. Not measured on a GPU. One is started when there is a transfer for it.
+const CALL_THREADS: usize = 8;
 
 /// Threads of one shard where it takes batches: while one batch is under way, the next comes together.
 const BATCH_THREADS: usize = 2;
 
-/// Most transfers of one shard under way: one in each thread, and one that waits for each; or as many as the batches hold.
-const LIMIT: usize = 2 * THREADS;
+/// Most transfers of one shard under way: one in each thread, and one that waits for each; or as many as the batches hold, also when
+/// they are not used any more.
+const CALL_LIMIT: usize = 2 * CALL_THREADS;
 const BATCH_LIMIT: usize = BATCH_THREADS * BATCH_MAX;
 
 /// Most files kept registered by one shard.
@@ -55,6 +58,8 @@ impl Drop for Registered {
 pub(crate) struct DirectQueue {
     io: Arc<dyn FileIo>,
     slabs: Arc<Slabs>,
+    /// What each thread needs.
+    worker: Worker,
     /// By the address of the engine's descriptor, which it is as long as the weak pointer lives; with why one is not direct.
     files: HashMap<*const OwnedFd, (Weak<OwnedFd>, Result<Arc<Registered>>)>,
     jobs: Option<Sender<Job>>,
@@ -62,10 +67,14 @@ pub(crate) struct DirectQueue {
     refused: Vec<CopyDone>,
     threads: Vec<JoinHandle<()>>,
     limit: usize,
+    /// Handed to the threads, and not reported yet.
+    under_way: usize,
+    /// A thread could not be started; those that are there do it all.
+    is_full: bool,
 }
 
 impl DirectQueue {
-    /// Starts the threads; `gpu`'s context is current on them, and has to be here.
+    /// Starts the first threads; `gpu`'s context is current on them, and has to be here.
     ///
     /// `deadline`: how long a batch may go on without that a transfer ends; [`BATCH_DEADLINE`] unless it says otherwise.
     pub(crate) fn new(
@@ -80,25 +89,58 @@ impl DirectQueue {
             Ok(batches) => (batches.into_iter().map(Some).collect(), BATCH_LIMIT),
             Err(error) => {
                 tracing::debug!(%error, "direct transfers go one by one");
-                ((0..THREADS).map(|_| None).collect::<Vec<_>>(), LIMIT)
+                (vec![None], CALL_LIMIT)
             }
         };
+        let calls = Arc::new(AtomicBool::new(limit == CALL_LIMIT));
         let (jobs, receiver) = bounded::<Job>(limit);
         let (sender, done) = unbounded();
         let (files, refused, threads) = (HashMap::new(), Vec::new(), Vec::new());
-        let mut queue = Self { io, slabs, files, jobs: Some(jobs), done, refused, threads, limit };
-        for (number, batch) in batches.into_iter().enumerate() {
-            let (receiver, sender, gpu) = (receiver.clone(), sender.clone(), gpu.clone());
-            let work = move || work(&receiver, &sender, gpu.as_deref(), batch, deadline);
-            let thread = std::thread::Builder::new().name(format!("saltern-cufile-{number}")).spawn(work);
-            let thread = thread.map_err(|error| GdsError::Io {
-                op: "spawn",
-                path: "saltern-cufile".into(),
-                reason: error.to_string(),
-            })?;
-            queue.threads.push(thread);
-        }
+        let worker = Worker { jobs: receiver, done: sender, gpu, calls, deadline };
+        let (jobs, under_way, is_full) = (Some(jobs), 0, false);
+        let mut queue = Self { io, slabs, worker, files, jobs, done, refused, threads, limit, under_way, is_full };
+        batches.into_iter().try_for_each(|batch| queue.start(batch))?;
         Ok(queue)
+    }
+
+    fn start(&mut self, batch: Option<Box<dyn Batch>>) -> Result<()> {
+        let worker = self.worker.clone();
+        let name = format!("saltern-cufile-{}", self.threads.len());
+        let thread = std::thread::Builder::new().name(name).spawn(move || worker.run(batch));
+        let thread = thread.map_err(|error| GdsError::Io {
+            op: "spawn",
+            path: "saltern-cufile".into(),
+            reason: error.to_string(),
+        })?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Starts a thread where transfers go call by call and all threads have one. Those that panicked are counted no more.
+    fn grow(&mut self) {
+        let mut panicked = false;
+        self.threads.retain(|thread| {
+            panicked |= thread.is_finished();
+            !thread.is_finished()
+        });
+        if panicked {
+            tracing::error!("a thread of cuFile's has panicked");
+            self.worker.calls.store(true, Ordering::Relaxed);
+        }
+        let wanted = self.under_way.min(CALL_THREADS);
+        while !self.is_full && self.threads.len() < wanted && self.worker.calls.load(Ordering::Relaxed) {
+            if let Err(error) = self.start(None) {
+                tracing::error!(%error, "direct transfers go on with the threads that there are");
+                self.is_full = true;
+            }
+        }
+        if self.threads.is_empty() {
+            for job in self.worker.jobs.try_iter() {
+                self.under_way -= 1;
+                let error = DeviceError::new("cuFile", "its threads have ended, and no other could be started");
+                self.refused.push(CopyDone::new(job.token, Err(error)));
+            }
+        }
     }
 
     /// Most transfers under way.
@@ -120,17 +162,22 @@ impl DirectQueue {
         };
         let (memory, slab) = self.slabs.find(range);
         let job = Job { file, direction, offset, memory, _slab: slab, token };
-        let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
-        if !sent {
-            let error = DeviceError::new("cuFile", "its threads have ended");
-            self.refused.push(CopyDone::new(token, Err(error)));
+        match self.jobs.as_ref().map(|jobs| jobs.try_send(job)) {
+            Some(Ok(())) => self.under_way += 1,
+            _ => self.refused.push(CopyDone::new(token, Err(DeviceError::new("cuFile", "more than its limit")))),
         }
+        self.grow();
     }
 
     /// Reports what has ended. Does not block.
     pub(crate) fn poll(&mut self, each: &mut dyn FnMut(CopyDone)) {
+        // Batches may have failed since.
+        self.grow();
         self.refused.drain(..).for_each(&mut *each);
-        self.done.try_iter().for_each(each);
+        for done in self.done.try_iter() {
+            self.under_way -= 1;
+            each(done);
+        }
     }
 
     fn file(&mut self, fd: &Rc<OwnedFd>) -> Result<Arc<Registered>> {
@@ -175,14 +222,18 @@ impl Drop for DirectQueue {
 mod tests {
     use std::fs::File;
     use std::os::fd::{BorrowedFd, RawFd};
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Instant;
 
     use parking_lot::Mutex;
     use saltern::device::{DeviceRange, Direction};
 
-    use super::super::batch::{Batch, Ended, Entry};
+    use super::super::batch::{Ended, Entry};
     use super::super::library::DeviceSpan;
     use super::*;
+
+    /// What takes longer has failed.
+    const HANG: Duration = Duration::from_secs(20);
 
     /// cuFile of software: counts what is open, moves at most `most` bytes a call, and fails at an address.
     #[derive(Default)]
@@ -194,9 +245,12 @@ mod tests {
         most: usize,
         ends_at: Option<u64>,
         moved: Mutex<Vec<(Direction, u64, DeviceSpan)>>,
+        /// Calls that a thread is in.
+        calls: AtomicUsize,
         slabs: Mutex<Vec<u64>>,
         /// Batches, and how they fail.
         batches: Option<Arc<Batches>>,
+        has_no_batches: bool,
     }
 
     #[derive(Default)]
@@ -204,6 +258,7 @@ mod tests {
         /// Sizes of those that were submitted.
         sizes: Mutex<Vec<usize>>,
         refuses: AtomicBool,
+        refused: AtomicUsize,
         /// What one look says: an error, or at most so many, the last first.
         silent_looks: AtomicUsize,
         /// Nothing goes before the test says so.
@@ -220,6 +275,7 @@ mod tests {
         fn submit(&mut self, entries: &[Entry]) -> Result<()> {
             assert!(self.under_way.is_empty() && entries.len() <= BATCH_MAX);
             if self.batches.refuses.load(Ordering::Relaxed) {
+                self.batches.refused.fetch_add(1, Ordering::Relaxed);
                 self.under_way = entries.to_vec();
                 return Err(GdsError::NoCuFile("the test takes no batch".into()));
             }
@@ -269,9 +325,11 @@ mod tests {
         }
 
         fn transfer(&self, direction: Direction, _: FileHandle, offset: u64, memory: DeviceSpan) -> Result<usize> {
+            self.calls.fetch_add(1, Ordering::Relaxed);
             while self.batches.as_ref().is_some_and(|batches| batches.held.load(Ordering::Relaxed)) {
                 std::thread::yield_now();
             }
+            self.calls.fetch_sub(1, Ordering::Relaxed);
             let address = memory.base + memory.offset;
             assert!(address != 13, "the test wants a panic here");
             if address == 5 {
@@ -295,7 +353,8 @@ mod tests {
         }
 
         fn batch(&self, _: usize) -> Result<Box<dyn Batch>> {
-            let batches = self.batches.clone().ok_or_else(|| GdsError::NoCuFile("the test has no batches".into()))?;
+            let batches = self.batches.clone().filter(|_| !self.has_no_batches);
+            let batches = batches.ok_or_else(|| GdsError::NoCuFile("the test has no batches".into()))?;
             Ok(Box::new(FakeBatch { batches, most: self.most, under_way: Vec::new() }))
         }
     }
@@ -370,16 +429,13 @@ mod tests {
     }
 
     /// Queues transfers to these addresses while both threads are kept busy, so that they come together in batches.
-    fn together(fake: &Arc<Fake>, batches: &Batches, queue: &mut DirectQueue, addresses: &[u64]) -> Vec<CopyDone> {
-        let fd = file();
+    fn together(batches: &Batches, queue: &mut DirectQueue, fd: &Rc<OwnedFd>, addresses: &[u64]) -> Vec<CopyDone> {
         batches.held.store(true, Ordering::Relaxed);
         for (token, address) in addresses.iter().enumerate() {
-            queue.submit(op(&fd, *address, token));
+            queue.submit(op(fd, *address, token));
         }
         batches.held.store(false, Ordering::Relaxed);
-        let done = wait(queue, addresses.len());
-        assert_eq!(fake.opened.load(Ordering::Relaxed), 1, "one file");
-        done
+        wait(queue, addresses.len())
     }
 
     #[test]
@@ -390,7 +446,7 @@ mod tests {
         let mut queue = DirectQueue::new(fake.clone(), None, Arc::default(), None).unwrap();
         assert_eq!(queue.limit(), BATCH_LIMIT);
         let addresses: Vec<u64> = (0..BATCH_LIMIT as u64).map(|at| if at % 10 == 9 { 5 } else { at << 20 }).collect();
-        let done = together(&fake, &batches, &mut queue, &addresses);
+        let done = together(&batches, &mut queue, &file(), &addresses);
         for (done, address) in done.iter().zip(&addresses) {
             assert_eq!(done.result.is_err(), *address == 5, "{done:?}");
         }
@@ -413,9 +469,54 @@ mod tests {
         let fake = Arc::new(Fake { most: 1 << 20, batches: Some(batches.clone()), ..Fake::default() });
         let mut queue = DirectQueue::new(fake.clone(), None, Arc::default(), None).unwrap();
         let addresses: Vec<u64> = (1..=BATCH_LIMIT as u64).map(|at| at << 20).collect();
-        let done = together(&fake, &batches, &mut queue, &addresses);
+        let done = together(&batches, &mut queue, &file(), &addresses);
         assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
         assert_eq!((fake.moved.lock().len(), batches.sizes.lock().len()), (BATCH_LIMIT, 0));
+    }
+
+    #[test]
+    fn threads_are_started_for_calls_when_there_are_transfers_for_them() {
+        for has_batches in [false, true] {
+            // Not used where there are none, but for being held.
+            let batches = Arc::new(Batches::default());
+            batches.refuses.store(true, Ordering::Relaxed);
+            let fake = Arc::new(Fake {
+                most: 1 << 20,
+                batches: Some(batches.clone()),
+                has_no_batches: !has_batches,
+                ..Fake::default()
+            });
+            let mut queue = DirectQueue::new(fake.clone(), None, Arc::default(), None).unwrap();
+            let first = if has_batches { BATCH_THREADS } else { 1 };
+            let fd = file();
+            // One after the other needs no more than there are.
+            for token in 0..4 {
+                queue.submit(op(&fd, 1 << 20, token));
+                wait(&mut queue, 1);
+            }
+            assert_eq!(queue.threads.len(), first, "batches: {has_batches}");
+            let started = Instant::now();
+            // Until both threads have found out that batches are refused.
+            while has_batches && batches.refused.load(Ordering::Relaxed) < BATCH_THREADS {
+                together(&batches, &mut queue, &fd, &[1 << 20; BATCH_LIMIT]);
+                assert!(started.elapsed() < HANG, "no batch was made");
+            }
+            batches.held.store(true, Ordering::Relaxed);
+            for token in 0..CALL_LIMIT {
+                queue.submit(op(&fd, 1 << 20, token));
+            }
+            while fake.calls.load(Ordering::Relaxed) < CALL_THREADS && started.elapsed() < HANG {
+                queue.poll(&mut |done| panic!("{done:?} while all are held"));
+                std::thread::yield_now();
+            }
+            let calls = fake.calls.load(Ordering::Relaxed);
+            // Before anything can fail: the queue waits for its threads.
+            batches.held.store(false, Ordering::Relaxed);
+            assert_eq!(calls, CALL_THREADS, "calls at a time");
+            let done = wait(&mut queue, CALL_LIMIT);
+            assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+            assert_eq!(queue.threads.len(), CALL_THREADS);
+        }
     }
 
     #[test]

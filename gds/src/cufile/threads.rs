@@ -2,6 +2,7 @@
 //! [`BATCH_MAX`] at once, and answers each when it has ended; else it makes one call after the other.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
@@ -74,42 +75,53 @@ impl Drop for Held<'_> {
     }
 }
 
-/// A thread's life: until nobody sends any more.
-pub(super) fn work(
-    jobs: &Receiver<Job>,
-    done: &Sender<CopyDone>,
-    gpu: Option<&Gpu>,
-    mut batch: Option<Box<dyn Batch>>,
-    deadline: Duration,
-) {
-    let bound = gpu.map_or(Ok(()), Gpu::bind);
-    for job in jobs {
-        let first = Held::new(done, job);
-        if let Err(error) = &bound {
-            first.answer(Err(error.clone()));
-            continue;
-        }
-        let mut held = vec![Some(first)];
-        if batch.is_some() {
-            held.extend(jobs.try_iter().take(BATCH_MAX - 1).map(|job| Some(Held::new(done, job))));
-        }
-        let together =
-            batch.as_mut().filter(|_| held.len() > 1).map(|batch| move_together(&mut **batch, &mut held, deadline));
-        match together {
-            Some(End::Unfit(error)) => {
-                tracing::warn!(%error, "cuFile's batches are not used any more: its calls are made one by one");
-                batch = None;
+/// What all threads of a shard have.
+#[derive(Clone)]
+pub(super) struct Worker {
+    pub(super) jobs: Receiver<Job>,
+    pub(super) done: Sender<CopyDone>,
+    pub(super) gpu: Option<Arc<Gpu>>,
+    /// Set when a thread makes its calls one by one, so that there should be more threads.
+    pub(super) calls: Arc<AtomicBool>,
+    pub(super) deadline: Duration,
+}
+
+impl Worker {
+    /// A thread's life: until nobody sends any more.
+    pub(super) fn run(&self, mut batch: Option<Box<dyn Batch>>) {
+        let Self { jobs, done, gpu, calls, deadline } = self;
+        let bound = gpu.as_deref().map_or(Ok(()), Gpu::bind);
+        for job in jobs {
+            let first = Held::new(done, job);
+            if let Err(error) = &bound {
+                first.answer(Err(error.clone()));
+                continue;
             }
-            Some(End::Lost(error)) => {
-                tracing::error!(%error, "a batch was given up: its memory and files are never used again");
-                // The library may still write to it.
-                std::mem::forget(batch.take());
+            let mut held = vec![Some(first)];
+            if batch.is_some() {
+                held.extend(jobs.try_iter().take(BATCH_MAX - 1).map(|job| Some(Held::new(done, job))));
             }
-            Some(End::Whole) | None => {}
-        }
-        for held in held.into_iter().flatten() {
-            let result = transfer(held.job(), 0);
-            held.answer(result);
+            let together = batch
+                .as_mut()
+                .filter(|_| held.len() > 1)
+                .map(|batch| move_together(&mut **batch, &mut held, *deadline));
+            match together {
+                Some(End::Unfit(error)) => {
+                    tracing::warn!(%error, "cuFile's batches are not used any more: its calls are made one by one");
+                    batch = None;
+                }
+                Some(End::Lost(error)) => {
+                    tracing::error!(%error, "a batch was given up: its memory and files are never used again");
+                    // The library may still write to it.
+                    std::mem::forget(batch.take());
+                }
+                Some(End::Whole) | None => {}
+            }
+            calls.fetch_or(batch.is_none(), Ordering::Relaxed);
+            for held in held.into_iter().flatten() {
+                let result = transfer(held.job(), 0);
+                held.answer(result);
+            }
         }
     }
 }
