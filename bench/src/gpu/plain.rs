@@ -17,14 +17,24 @@ use crate::ceiling::ALIGN_BYTES;
 use crate::error::{Error, Result};
 use crate::memory;
 
-/// Moves all objects, one after the other in each thread; gives what failed.
+/// Moves all objects, one after the other in each thread.
 pub(super) trait PlainIo {
-    fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Vec<String>;
+    fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Outcome;
 }
 
-/// Runs `work` for each number below `count`, on a thread for each state.
-fn spread<S: Send>(states: &mut [S], count: usize, work: impl Fn(&mut S, usize) -> Result<()> + Sync) -> Vec<String> {
+/// What came of it.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    /// One for each object that failed.
+    pub(super) errors: Vec<String>,
+    /// Files that were to be open with O_DIRECT, and are not, because their file system takes none.
+    pub(super) buffered: usize,
+}
+
+/// Runs `work` for each number below `count`, on a thread for each state. `work` says whether the file was open as it was asked for.
+fn spread<S: Send>(states: &mut [S], count: usize, work: impl Fn(&mut S, usize) -> Result<Opened> + Sync) -> Outcome {
     let (next, errors) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let buffered = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for state in states.iter_mut().take(count) {
             scope.spawn(|| {
@@ -33,26 +43,36 @@ fn spread<S: Send>(states: &mut [S], count: usize, work: impl Fn(&mut S, usize) 
                     if object >= count {
                         return;
                     }
-                    if let Err(error) = work(state, object) {
-                        errors.lock().push(format!("object {object}: {error}"));
+                    match work(state, object) {
+                        Ok(Opened::AsAsked) => {}
+                        Ok(Opened::Buffered) => drop(buffered.fetch_add(1, Ordering::Relaxed)),
+                        Err(error) => errors.lock().push(format!("object {object}: {error}")),
                     }
                 }
             });
         }
     });
-    errors.into_inner()
+    Outcome { errors: errors.into_inner(), buffered: buffered.into_inner() }
 }
 
-fn open(path: &Path, store: bool, direct: bool) -> Result<File> {
+/// How a file is open.
+enum Opened {
+    AsAsked,
+    /// Without O_DIRECT, which was asked for.
+    Buffered,
+}
+
+fn open(path: &Path, store: bool, direct: bool) -> Result<(File, Opened)> {
     let mut options = OpenOptions::new();
     options.read(true).write(store).create(store);
     let flags = if direct { OFlag::O_DIRECT.bits() } else { 0 };
-    let opened = options.custom_flags(flags).open(path);
-    // Not every file system takes O_DIRECT.
-    let opened = opened.or_else(|error| match error.raw_os_error() {
-        Some(code) if direct && code == nix::errno::Errno::EINVAL as i32 => options.custom_flags(0).open(path),
-        _ => Err(error),
-    });
+    let opened = match options.custom_flags(flags).open(path) {
+        // Not every file system takes O_DIRECT.
+        Err(error) if direct && error.raw_os_error() == Some(nix::errno::Errno::EINVAL as i32) => {
+            options.custom_flags(0).open(path).map(|file| (file, Opened::Buffered))
+        }
+        opened => opened.map(|file| (file, Opened::AsAsked)),
+    };
     opened.map_err(|error| Error::io("open", path, error))
 }
 
@@ -92,18 +112,18 @@ impl Plain {
 }
 
 impl PlainIo for Plain {
-    fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Vec<String> {
+    fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Outcome {
         let padded = self.object_bytes.next_multiple_of(ALIGN_BYTES);
         spread(&mut self.hosts.lock(), files.len(), |host, object| {
             let (path, block, bytes) = (&files[object], &blocks[object], &mut host.bytes()[..padded]);
-            let file = open(path, store, direct)?;
+            let (file, opened) = open(path, store, direct)?;
             let failed = |error| Error::io("read or write", path, error);
             if store {
                 if self.copies {
                     block.copy_out(&mut bytes[..block.len()])?;
                 }
                 file.write_all_at(bytes, 0).map_err(failed)?;
-                return file.set_len(block.len() as u64).map_err(failed);
+                return file.set_len(block.len() as u64).map(|()| opened).map_err(failed);
             }
             let mut read = 0;
             while read < block.len() {
@@ -115,7 +135,7 @@ impl PlainIo for Plain {
             if self.copies {
                 block.copy_in(&bytes[..block.len()])?;
             }
-            Ok(())
+            Ok(opened)
         })
     }
 }
@@ -128,10 +148,10 @@ pub(super) struct CompatFiles<'a> {
 }
 
 impl PlainIo for CompatFiles<'_> {
-    fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Vec<String> {
+    fn run(&self, files: &[PathBuf], blocks: &[Block], store: bool, direct: bool) -> Outcome {
         spread(&mut vec![(); self.threads], files.len(), |(), object| {
             self.device.bind_thread()?;
-            let file = open(&files[object], store, direct)?;
+            let (file, opened) = open(&files[object], store, direct)?;
             let handle = self.io.open(file.as_fd())?;
             let (range, direction) =
                 (blocks[object].range(), if store { Direction::FromDevice } else { Direction::ToDevice });
@@ -151,7 +171,28 @@ impl PlainIo for CompatFiles<'_> {
                 }
             }
             self.io.close(handle);
-            Ok(())
+            Ok(opened)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::target::Target;
+    use super::*;
+
+    #[test]
+    fn files_that_cannot_be_open_with_o_direct_are_counted() {
+        // The kernel's own files take none.
+        let path = PathBuf::from("/proc/version");
+        let bytes = std::fs::read(&path).unwrap();
+        let gpu = Gpu::open(Target::GpuSim, None).unwrap();
+        let memory = gpu.alloc(1, bytes.len()).unwrap();
+        let plain = Plain::new(&gpu, bytes.len(), 1, true).unwrap();
+        for (direct, buffered) in [(true, 1), (false, 0)] {
+            let outcome = plain.run(std::slice::from_ref(&path), &memory.blocks, false, direct);
+            assert!(outcome.errors.is_empty() && outcome.buffered == buffered, "{outcome:?}");
+            assert!(memory.blocks[0].read().unwrap() == bytes);
+        }
     }
 }

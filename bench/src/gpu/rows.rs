@@ -45,6 +45,9 @@ struct Bounds {
 impl Rows<'_> {
     /// All rows. What stores comes first, and what it has stored is loaded.
     pub(super) fn run(&self, report: &mut GpuReport) -> Result<()> {
+        if !self.file.is_direct() {
+            note(report, buffered("the bound"));
+        }
         let mut ways = self.ways(report)?;
         let mut cache = self.cache_alone()?;
         let (mut rig, mut disk) = (Rig::new(self.object_bytes, 1 << 20, self.depth, self.depth)?, Bounds::default());
@@ -140,6 +143,9 @@ impl Rows<'_> {
         // A checksum needs the bytes in the host's memory.
         config.integrity = if way == Way::Direct { Integrity::Off } else { self.options.integrity };
         let engine = Engine::open(config)?;
+        if data == Data::Disk && !engine.status().volumes[0].medium.direct_io {
+            note(report, buffered(way.name()));
+        }
         let mut options = DeviceOptions::default();
         options.route = if way == Way::Direct { RouteChoice::Direct } else { RouteChoice::Pipeline };
         match engine.attach_device(self.gpu.device(), options) {
@@ -185,6 +191,9 @@ impl Rows<'_> {
     }
 
     fn enter(&self, report: &mut GpuReport, (way, data, store): (Way, Data, bool), sum: Sum, bounds: &[f64]) {
+        if sum.buffered > 0 {
+            note(report, buffered(way.name()));
+        }
         let copies = report.copy_bound(!store);
         let bounds: Vec<f64> = bounds.iter().map(|bound| bound.min(copies)).collect();
         let ratios: Vec<f64> = sum.rates.iter().zip(&bounds).map(|(rate, bound)| rate / bound.max(1.0)).collect();
@@ -204,6 +213,11 @@ impl Rows<'_> {
             first_error: sum.first_error,
         });
     }
+}
+
+/// What a reader of rows has to know whose data was to be on the disk.
+fn buffered(who: &str) -> String {
+    format!("{who}: rows `disk` went through the page cache, because the file system takes no O_DIRECT")
 }
 
 /// A note, once.

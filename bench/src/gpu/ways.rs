@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use saltern::{Class, Engine, ObjectKey};
 
 use super::device::Block;
-use super::plain::PlainIo;
+use super::plain::{Outcome, PlainIo};
 use super::report::{Data, Way};
 use super::{compare, fill, poison};
 use crate::closed_loop::{ClosedLoop, Operation};
@@ -23,6 +23,8 @@ pub(super) struct Sum {
     pub(super) verified: u64,
     pub(super) errors: u64,
     pub(super) first_error: Option<String>,
+    /// Files that were to be open with O_DIRECT, and were not.
+    pub(super) buffered: usize,
 }
 
 impl Sum {
@@ -110,8 +112,9 @@ impl<'a> Contestant<'a> {
             Mover::Engine(engine, keys) => by_engine(engine, keys, round, store, sum)?,
             Mover::Threads(io, files) => {
                 let meter = Meter::process();
-                let errors = io.run(files, round.blocks, store, self.data == Data::Disk);
+                let Outcome { errors, buffered } = io.run(files, round.blocks, store, self.data == Data::Disk);
                 let (spent, failed) = (meter.stop(), errors.len());
+                sum.buffered += buffered;
                 errors.into_iter().for_each(|error| sum.error(error));
                 let bytes: usize = round.blocks.iter().map(Block::len).sum();
                 (spent, (bytes / files.len().max(1) * (files.len() - failed)) as u64)
