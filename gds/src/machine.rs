@@ -117,9 +117,22 @@ impl Machine {
         self.read(&format!("sys/bus/pci/devices/{address}/numa_node"))?.parse().ok().filter(|node| *node >= 0)
     }
 
-    /// How far two NUMA nodes are from each other, as the firmware says: 10 is the same node.
+    /// How far two NUMA nodes are from each other, as the firmware says: 10 is the same node. `None` where the kernel does not say.
     pub fn node_distance(&self, from: i32, to: i32) -> Option<u32> {
         let row = self.read(&format!("sys/devices/system/node/node{from}/distance"))?;
-        row.split_whitespace().nth(usize::try_from(to).ok()?)?.parse().ok()
+        // A column for each node that is online, whose numbers may have gaps.
+        let online = self.read("sys/devices/system/node/online")?;
+        let column = numbers(&online)?.position(|node| i32::try_from(node) == Ok(to))?;
+        row.split_whitespace().nth(column)?.parse().ok()
     }
+}
+
+/// The numbers of a list as the kernel writes them (`0,2-3`), in order; `None` when it is not one.
+fn numbers(list: &str) -> Option<impl Iterator<Item = u32>> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse::<u32>().ok()?..=last.parse().ok()?)
+    };
+    let ranges: Vec<_> = list.split(',').map(range).collect::<Option<_>>()?;
+    Some(ranges.into_iter().flatten())
 }

@@ -19,6 +19,7 @@ fn the_distance_between_a_disk_and_a_gpu_is_found() {
         &format!("{controller}/nvme0/nvme0n1/nvme0n1p1/partition=1"),
         "sys/bus/pci/devices/0000:3b:00.0/numa_node=0\n",
         "sys/bus/pci/devices/0000:5e:00.0/numa_node=-1\n",
+        "sys/devices/system/node/online=0-1\n",
         "sys/devices/system/node/node0/distance=10 32\n",
     ]);
     let at = root.path().join("sys/dev/block");
@@ -34,4 +35,23 @@ fn the_distance_between_a_disk_and_a_gpu_is_found() {
     assert_eq!((found.node_distance(0, 2), found.node_distance(1, 0), found.node_distance(0, -1)), (None, None, None));
     let nothing = machine(&[]);
     assert_eq!(Machine::at(nothing.path()).disk_node(dir.path()), None);
+}
+
+#[test]
+fn distances_are_those_of_the_nodes_that_are_online() {
+    let root = machine(&[
+        "sys/devices/system/node/online=0,2-3,7\n",
+        "sys/devices/system/node/node0/distance=10 20 21 70\n",
+        "sys/devices/system/node/node2/distance=20 10 12 72\n",
+    ]);
+    let found = Machine::at(root.path());
+    let distances = |from| [0, 1, 2, 3, 7, 8].map(|to| found.node_distance(from, to));
+    assert_eq!(distances(0), [Some(10), None, Some(20), Some(21), Some(70), None]);
+    assert_eq!(distances(2), [Some(20), None, Some(10), Some(12), Some(72), None]);
+    assert_eq!(found.node_distance(1, 0), None);
+    // Without the list, or with one that is not understood, a column could be any node's.
+    for online in ["sys/other", "sys/devices/system/node/online=0,x\n"] {
+        let root = machine(&[online, "sys/devices/system/node/node0/distance=10 20\n"]);
+        assert_eq!(Machine::at(root.path()).node_distance(0, 0), None, "{online}");
+    }
 }
