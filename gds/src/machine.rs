@@ -10,6 +10,9 @@ const P2PDMA_KERNEL: (u32, u32) = (6, 2);
 pub(crate) const NVIDIA_FS: &str = "nvidia-fs";
 pub(crate) const P2PDMA: &str = "P2PDMA";
 
+/// Most devices upon each other: RAID, encryption and LVM are three.
+const STACK_MAX: usize = 8;
+
 /// The root of what is read; tests have another.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -92,22 +95,33 @@ impl Machine {
         Some(config.lines().any(|line| line == "CONFIG_PCI_P2PDMA=y"))
     }
 
-    /// The NUMA node of the block device under a directory, by the directory's device number; `None` where it has none.
+    /// The NUMA node of the block device under a directory, where all disks that it is made of (RAID, LVM, btrfs) are on one; `None`
+    /// where that is not known.
     pub fn disk_node(&self, dir: &Path) -> Option<i32> {
         let device = nix::sys::stat::stat(dir).ok()?.st_dev;
         let at = format!("sys/dev/block/{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
-        // From the partition up to the controller, the first that knows.
-        let mut path = fs::canonicalize(self.path(&at)).ok()?;
-        loop {
-            let node = fs::read_to_string(path.join("numa_node"))
-                .or_else(|_| fs::read_to_string(path.join("device/numa_node")));
-            if let Ok(node) = node {
-                return node.trim().parse().ok().filter(|node| *node >= 0);
-            }
-            if !path.pop() || path.parent().is_none() {
-                return None;
-            }
-        }
+        let devices = match fs::canonicalize(self.path(&at)) {
+            Ok(device) => vec![device],
+            // File systems of several devices have numbers that are no device's.
+            Err(_) => self.devices_of_mount(dir)?,
+        };
+        same(devices.into_iter().map(|device| node_of(device, STACK_MAX)))
+    }
+
+    /// The block devices of the mount that a directory is on, by the mount's source, as paths in `/sys`.
+    fn devices_of_mount(&self, dir: &Path) -> Option<Vec<PathBuf>> {
+        let source = mount_source(&self.read("proc/self/mountinfo")?, &fs::canonicalize(dir).ok()?)?;
+        // `/dev/mapper/NAME` is a link to the device.
+        let device = fs::canonicalize(self.path(source.strip_prefix('/')?)).ok()?;
+        let name = device.file_name()?;
+        let named = |devices: PathBuf| devices.join(name).exists().then_some(devices);
+        // Of btrfs the mount's source is one device, and these are all.
+        let btrfs = children(&self.path("sys/fs/btrfs")).find_map(|volume| named(volume.join("devices")));
+        let devices: Vec<_> = match btrfs {
+            Some(devices) => children(&devices).map(fs::canonicalize).collect::<Result<_, _>>().ok()?,
+            None => vec![fs::canonicalize(self.path("sys/class/block").join(name)).ok()?],
+        };
+        Some(devices)
     }
 
     /// The NUMA node of a PCI device (`0000:3b:00.0`).
@@ -125,6 +139,52 @@ impl Machine {
         let column = numbers(&online)?.position(|node| i32::try_from(node) == Ok(to))?;
         row.split_whitespace().nth(column)?.parse().ok()
     }
+}
+
+/// The node of a device in `/sys`: from the partition up to the controller, the first that knows; of what is made of other devices, theirs.
+fn node_of(mut device: PathBuf, deep: usize) -> Option<i32> {
+    loop {
+        let mut slaves = children(&device.join("slaves")).peekable();
+        if slaves.peek().is_some() {
+            let deep = deep.checked_sub(1)?;
+            return same(slaves.map(|slave| node_of(fs::canonicalize(slave).ok()?, deep)));
+        }
+        let node = fs::read_to_string(device.join("numa_node"))
+            .or_else(|_| fs::read_to_string(device.join("device/numa_node")));
+        if let Ok(node) = node {
+            return node.trim().parse().ok().filter(|node| *node >= 0);
+        }
+        if !device.pop() || device.parent().is_none() {
+            return None;
+        }
+    }
+}
+
+/// The one node that all are on.
+fn same(mut nodes: impl Iterator<Item = Option<i32>>) -> Option<i32> {
+    let first = nodes.next()??;
+    nodes.all(|node| node == Some(first)).then_some(first)
+}
+
+/// What is in a directory; nothing where there is none.
+fn children(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// The source of the mount that a canonical path is on (`id parent major:minor root point options [optional]... - type source options`):
+/// the longest mount point, and of equals the last, which covers the others.
+fn mount_source(table: &str, path: &Path) -> Option<String> {
+    let mounts = table.lines().filter_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        Some((unescape(before.split(' ').nth(4)?), unescape(after.split(' ').nth(1)?)))
+    });
+    let above = mounts.filter(|(point, _)| path.starts_with(point));
+    above.max_by_key(|(point, _)| point.len()).map(|(_, source)| source)
+}
+
+/// Blanks in names are written as `\040`.
+fn unescape(text: &str) -> String {
+    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 /// The numbers of a list as the kernel writes them (`0,2-3`), in order; `None` when it is not one.

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 
 use common::machine;
 use saltern_gds::machine::Machine;
+use tempfile::TempDir;
 
 #[test]
 fn the_distance_between_a_disk_and_a_gpu_is_found() {
@@ -22,10 +23,7 @@ fn the_distance_between_a_disk_and_a_gpu_is_found() {
         "sys/devices/system/node/online=0-1\n",
         "sys/devices/system/node/node0/distance=10 32\n",
     ]);
-    let at = root.path().join("sys/dev/block");
-    std::fs::create_dir_all(&at).expect("mkdir");
-    let partition = root.path().join(controller).join("nvme0/nvme0n1/nvme0n1p1");
-    std::os::unix::fs::symlink(partition, at.join(format!("{major}:{minor}"))).expect("symlink");
+    link(&root, &format!("sys/dev/block/{major}:{minor}"), &format!("{controller}/nvme0/nvme0n1/nvme0n1p1"));
     let found = Machine::at(root.path());
     assert_eq!(found.disk_node(dir.path()), Some(1));
     // CUDA writes the domain with eight digits.
@@ -53,5 +51,79 @@ fn distances_are_those_of_the_nodes_that_are_online() {
     for online in ["sys/other", "sys/devices/system/node/online=0,x\n"] {
         let root = machine(&[online, "sys/devices/system/node/node0/distance=10 20\n"]);
         assert_eq!(Machine::at(root.path()).node_distance(0, 0), None, "{online}");
+    }
+}
+
+/// A link in a machine's root to another place in it.
+fn link(root: &TempDir, from: &str, to: &str) {
+    let from = root.path().join(from);
+    std::fs::create_dir_all(from.parent().expect("it is below the root")).expect("mkdir");
+    std::os::unix::fs::symlink(root.path().join(to), from).expect("symlink");
+}
+
+/// Two disks, on these nodes, each with a partition, and nothing above them.
+fn two_disks(nodes: [i32; 2], files: &[&str]) -> TempDir {
+    let disk = |n: usize| format!("sys/devices/pci0000:80/0000:8{n}:00.0");
+    let mut all = Vec::new();
+    for (n, node) in nodes.iter().enumerate() {
+        all.push(format!("{}/numa_node={node}\n", disk(n)));
+        all.push(format!("{}/nvme/nvme{n}n1/nvme{n}n1p1/partition=1", disk(n)));
+        all.push(format!("dev/nvme{n}n1p1"));
+    }
+    let all: Vec<_> = all.iter().map(String::as_str).chain(files.iter().copied()).collect();
+    let root = machine(&all);
+    for n in 0..2 {
+        link(&root, &format!("sys/class/block/nvme{n}n1p1"), &format!("{}/nvme/nvme{n}n1/nvme{n}n1p1", disk(n)));
+    }
+    root
+}
+
+#[test]
+fn a_device_that_is_made_of_others_is_where_all_of_them_are() {
+    let dir = common::dir();
+    let device = dir.path().metadata().expect("stat").dev();
+    let at = format!("sys/dev/block/{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    for (nodes, found) in [([1, 1], Some(1)), ([0, 1], None), ([1, -1], None), ([-1, -1], None)] {
+        // A logical volume on an encrypted RAID of both.
+        let virtual_ = "sys/devices/virtual/block";
+        let [lvm, crypt, raid] = ["dm-1", "dm-0", "md0"].map(|name| format!("{virtual_}/{name}"));
+        let root = two_disks(nodes, &[&format!("{lvm}/size=1"), &format!("{crypt}/size=1"), &format!("{raid}/size=1")]);
+        link(&root, &at, &lvm);
+        link(&root, &format!("{lvm}/slaves/dm-0"), &crypt);
+        link(&root, &format!("{crypt}/slaves/md0"), &raid);
+        for n in 0..2 {
+            link(&root, &format!("{raid}/slaves/nvme{n}n1p1"), &format!("sys/class/block/nvme{n}n1p1"));
+        }
+        assert_eq!(Machine::at(root.path()).disk_node(dir.path()), found, "{nodes:?}");
+    }
+}
+
+#[test]
+fn a_file_system_without_a_device_number_is_where_its_mounts_devices_are() {
+    let parent = common::dir();
+    let dir = parent.path().canonicalize().expect("a path").join("with blank");
+    std::fs::create_dir(&dir).expect("mkdir");
+    let point = dir.to_str().expect("a path").replace(' ', "\\040");
+    let node = |nodes: [i32; 2], source: &str, links: &[(&str, &str)]| {
+        let mounts = format!(
+            "proc/self/mountinfo=21 1 0:20 / / rw - btrfs /dev/other rw\n\
+             22 21 0:24 / {point} rw shared:7 - xfs /dev/covered rw\n\
+             23 22 0:25 /volume {point} rw shared:8 - btrfs {source} rw,subvol=/volume\n\
+             24 23 0:26 / {point}/below rw - btrfs /dev/other rw\n"
+        );
+        let root = two_disks(nodes, &[&mounts]);
+        links.iter().for_each(|(from, to)| link(&root, from, to));
+        Machine::at(root.path()).disk_node(&dir)
+    };
+    assert_eq!(node([1, 0], "/dev/nvme0n1p1", &[]), Some(1));
+    assert_eq!(node([1, 0], "/dev/nvme1n1p1", &[]), Some(0));
+    assert_eq!(node([1, 0], "/dev/mapper/group-volume", &[("dev/mapper/group-volume", "dev/nvme1n1p1")]), Some(0));
+    let all =
+        [0, 1].map(|n| (format!("sys/fs/btrfs/1-2-3/devices/nvme{n}n1p1"), format!("sys/class/block/nvme{n}n1p1")));
+    let all = all.each_ref().map(|(from, to)| (from.as_str(), to.as_str()));
+    assert_eq!(node([1, 1], "/dev/nvme0n1p1", &all), Some(1));
+    assert_eq!(node([1, 0], "/dev/nvme0n1p1", &all), None, "of both disks");
+    for source in ["none", "server:/export", "/dev/gone"] {
+        assert_eq!(node([1, 1], source, &[]), None, "{source}");
     }
 }

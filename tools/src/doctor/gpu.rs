@@ -66,16 +66,8 @@ fn gpu(driver: &Arc<Driver>, info: &GpuInfo, machine: &Machine, dir: &Path, quic
     let name = format!("{}: {}, {}", info.ordinal, info.name, human::size(info.memory_bytes));
     let (disk, gpu) =
         (machine.disk_node(dir), machine.pci_node(&info.pci).or(Some(info.numa_node).filter(|node| *node >= 0)));
-    let far = match (disk, gpu) {
-        (Some(disk), Some(gpu)) if disk == gpu => format!("on NUMA node {gpu}, as the disk"),
-        (Some(disk), Some(gpu)) => {
-            let distance =
-                machine.node_distance(gpu, disk).map_or_else(String::new, |far| format!(" (distance {far})"));
-            format!("on NUMA node {gpu}, the disk on {disk}{distance}")
-        }
-        (_, Some(gpu)) => format!("on NUMA node {gpu}, the disk on none"),
-        _ => "NUMA unknown".to_owned(),
-    };
+    let distance = disk.zip(gpu).and_then(|(disk, gpu)| machine.node_distance(gpu, disk));
+    let far = places(disk, gpu, distance);
     let is_far = disk.zip(gpu).is_some_and(|(disk, gpu)| disk != gpu);
     let route = if quick { None } else { Some(route(driver, info, dir)) };
     let used = match &route {
@@ -95,9 +87,36 @@ fn gpu(driver: &Arc<Driver>, info: &GpuInfo, machine: &Machine, dir: &Path, quic
     }
 }
 
+/// Where both are, by NUMA node.
+fn places(disk: Option<i32>, gpu: Option<i32>, distance: Option<u32>) -> String {
+    let distance = distance.map_or_else(String::new, |far| format!(" (distance {far})"));
+    match (disk, gpu) {
+        (Some(disk), Some(gpu)) if disk == gpu => format!("on NUMA node {gpu}, as the disk"),
+        (Some(disk), Some(gpu)) => format!("on NUMA node {gpu}, the disk on {disk}{distance}"),
+        (None, Some(gpu)) => format!("on NUMA node {gpu}, the disk's is not known"),
+        (Some(disk), None) => format!("NUMA node not known, the disk on {disk}"),
+        (None, None) => "NUMA nodes not known".to_owned(),
+    }
+}
+
 fn route(driver: &Arc<Driver>, info: &GpuInfo, dir: &Path) -> Result<Route, String> {
     let mut options = CudaOptions::from_env();
     options.helper = options.helper.or(std::env::current_exe().ok());
     let device = CudaDevice::with_driver(driver.clone(), info.ordinal, options).map_err(|error| error.to_string())?;
     device.route(dir, RouteChoice::Auto).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_not_known_is_said_to_be_so() {
+        assert_eq!(places(Some(1), Some(1), Some(10)), "on NUMA node 1, as the disk");
+        assert_eq!(places(Some(0), Some(1), Some(32)), "on NUMA node 1, the disk on 0 (distance 32)");
+        assert_eq!(places(Some(0), Some(1), None), "on NUMA node 1, the disk on 0");
+        assert_eq!(places(None, Some(1), None), "on NUMA node 1, the disk's is not known");
+        assert_eq!(places(Some(0), None, None), "NUMA node not known, the disk on 0");
+        assert_eq!(places(None, None, None), "NUMA nodes not known");
+    }
 }
