@@ -17,7 +17,10 @@ const COREUTILS: [&str; 8] = ["cat", "date", "dirname", "ls", "mkdir", "nproc", 
 const SALTERN: &str = r#"#!/bin/bash
 echo "saltern $*" >>"$CALLS"
 case "$*" in
-    *"--sizes 4KiB"*) [ -z "${NO_GPU:-}" ] || { echo "error: no library" >&2; exit 1; } ;;
+    *"--sizes 4KiB --total 4KiB"*)
+        [ -z "${NO_GPU:-}" ] || { echo "error: no library" >&2; exit 1; }
+        [ -z "${BAD_TRIAL:-}" ] || { echo "wrong bytes" >&2; exit 3; }
+        ;;
     *bench*)
         while [ $# -gt 0 ]; do [ "$1" = --json ] && echo '{"way": "direct"}' >"$2"; shift; done
         echo "the table"
@@ -133,4 +136,15 @@ fn what_fails_is_named_and_it_ends_with_1() {
             assert!(text.contains(word) && called.contains("on_device"), "{text}");
         }
     }
+}
+
+#[test]
+fn a_gpu_on_which_the_first_trial_goes_wrong_is_no_missing_gpu() {
+    let Some(bundle) = Bundle::new() else { return };
+    let (code, text, called) = bundle.run(&[("BAD_TRIAL", "1")]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("A TRIAL OF 4 KiB ON THE GPU FAILED: wrong bytes") && !text.contains("NO GPU"), "{text}");
+    // Everything else runs there all the same.
+    let benches = called.lines().filter(|line| line.contains("bench --target gpu:0")).count();
+    assert!(benches == 3 && called.contains("gpu --test-threads 1") && !called.contains("gpu-sim"), "{called}");
 }
