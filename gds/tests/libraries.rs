@@ -76,6 +76,13 @@ fn objects_move_between_files_and_device_memory() {
         }
         if libcuda == "cuda" {
             assert!(count("fake_batches") > before, "pages go in one call");
+            // More of them than one call takes.
+            let many: Vec<_> = (0..4096).map(|page| 128 * page..128 * page + 16).collect();
+            let report = engine.load(vec![(key(3), heap.parts(&many, None).into())]).wait();
+            assert!(matches!(report.results[..], [Ok(65_536)]), "{:?}", report.results);
+            let bytes = heap.read().expect("read");
+            assert!(many.iter().zip(expected.chunks(16)).all(|(page, expected)| bytes[page.clone()] == *expected));
+            assert_eq!(count("fake_batch_most"), 1024, "blocks of one call");
         }
         drop((engine, slices, heap, report, stored, loaded));
         drop(device);

@@ -23,7 +23,7 @@ use crate::error::Result;
 /// A group ends when it has this many bytes: 20 us of PCIe 4.0, several times what an event costs.
 const GROUP_BYTES: usize = 512 << 10;
 
-/// Most blocks of one call: scattered pages of many objects.
+/// Most blocks of one call: scattered pages of many objects. What one call costs is shared by then, and the driver's lists stay small.
 const BATCH_BLOCKS_MAX: usize = 1024;
 
 /// What cuMemcpyBatchAsync gives for the copy that failed when the error is not one copy's (SIZE_MAX).
@@ -122,7 +122,8 @@ impl Lane {
     fn queue(&mut self, gpu: &Gpu, copies: &[DeviceCopy]) -> Vec<Result<()>> {
         let mut blocks = Vec::new();
         copies.iter().for_each(|copy| push_blocks(copy, &mut blocks));
-        if self.queue_together(gpu, &blocks) {
+        // One copy may have more blocks than a call takes.
+        if blocks.chunks(BATCH_BLOCKS_MAX).all(|blocks| self.queue_together(gpu, blocks)) {
             return copies.iter().map(|_| Ok(())).collect();
         }
         let each = copies.iter().map(|copy| {

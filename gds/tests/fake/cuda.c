@@ -29,7 +29,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local void *current[16];
 static _Thread_local int top;
 static int foreign;
-static int context, retained, registered, allocated, copies, batches;
+static int context, retained, registered, allocated, copies, batches, batch_most;
 // While set, the work on the default streams, which is the caller's, does not end. While stalled, nothing that was queued goes on.
 static int held, stalled;
 // No copy can be queued that touches this byte of the GPU's memory. A batch with one fails, and does not tell which when it is silent.
@@ -42,6 +42,7 @@ int fake_retained(void) { return retained; }
 int fake_registered(void) { return registered; }
 int fake_allocated(void) { return allocated; }
 int fake_batches(void) { return batches; }
+int fake_batch_most(void) { return batch_most; }
 int fake_copied(void) { return copies; }
 int fake_hold(void) { return held = 1; }
 int fake_release(void) { return held = 0; }
@@ -141,6 +142,7 @@ int cuMemcpyBatchAsync(unsigned long *to, unsigned long *from, size_t *sizes, si
     ENTER
     if (!count || kinds != 1 || indices[0] != 0 || attributes->order != 1 || attributes->flags) LEAVE(INVALID_VALUE)
     batches++;
+    if ((int)count > batch_most) batch_most = count;
 #ifdef REFUSES_BATCH
     // Half of it was queued.
     for (size_t i = 0; i < count / 2; i++) copy((void *)to[i], (void *)from[i], sizes[i], s);
