@@ -355,6 +355,34 @@ fn p2pdma_is_asked_for_where_it_is_what_there_is() {
 }
 
 #[test]
+fn a_driver_that_hangs_in_this_process_alone_is_given_up_and_the_pipeline_used() {
+    let Some(world) = World::with_nvidia_fs(&[]) else { return };
+    world.fakes.load("cufile");
+    world.cufile("fake_trouble_open");
+    let gpu = world.gpu_with(|options| options.open_deadline = Some(Duration::from_millis(300)));
+    for _ in 0..2 {
+        let engine = world.engine(&gpu);
+        let route = route(&engine);
+        let is_told = matches!(&route, Route::Pipeline { why } if why.contains("did not come back within 0.3 s"));
+        assert!(is_told, "{route:?}");
+        there_and_back(&engine, &gpu.alloc(1 << 20).expect("alloc"), 4);
+        engine.delete(&(0..4).map(key).collect::<Vec<_>>()).wait();
+    }
+    assert_eq!(world.cufile("fake_opens"), 1, "tried once");
+}
+
+#[test]
+fn a_driver_that_hangs_in_compatibility_mode_is_given_up() {
+    let Some(world) = World::with_nvidia_fs(&["-DHANGS"]) else { return };
+    let gpu = world.gpu_with(|options| options.open_deadline = Some(Duration::from_millis(300)));
+    for _ in 0..2 {
+        let hung = gpu.compatibility_io().err().expect("it hangs").to_string();
+        assert!(hung.contains("did not come back within 0.3 s"), "{hung}");
+    }
+    assert_eq!(world.cufile("fake_opens"), 1, "tried once");
+}
+
+#[test]
 fn compatibility_mode_is_had_for_comparisons_alone() {
     let Some(world) = World::with_nvidia_fs(&["-DNO_DRIVER"]) else { return };
     let gpu = world.gpu();

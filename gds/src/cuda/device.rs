@@ -16,7 +16,7 @@ use super::copier::CudaCopier;
 use super::driver::{ATTRIBUTE_HOST_NUMA_ID, ATTRIBUTE_RDMA, Driver, HOST_REGISTER_PORTABLE, Handle};
 use super::slice::DeviceSlice;
 use super::stream::CudaFence;
-use crate::cufile::{CuFile, FileIo, Mode, ProbeReport, Prober, Slab, Slabs};
+use crate::cufile::{CuFile, FileIo, Mode, OPEN_DEADLINE, ProbeReport, Prober, Slab, Slabs};
 use crate::error::{GdsError, Result};
 use crate::machine::{Machine, P2PDMA};
 
@@ -35,6 +35,9 @@ pub struct CudaOptions {
     /// How long a batch of direct transfers may go on without that one of them ends. Then it is cancelled, and what does not end even so
     /// is given up: its objects fail, and their memory and files are never used again. 20 s where it is not told.
     pub batch_deadline: Option<Duration>,
+    /// How long opening cuFile's driver may take in this process, after the probe in another one. Then cuFile is not used in this
+    /// process, in which the call goes on for as long as it will. 10 s where it is not told.
+    pub open_deadline: Option<Duration>,
     /// What the kernel shows of itself; tests have their own.
     #[doc(hidden)]
     pub machine: Machine,
@@ -274,25 +277,29 @@ impl CudaDevice {
     }
 
     /// cuFile in its compatibility mode, where it copies through its own host memory: to be compared with. Not direct, and not
-    /// to be called GDS. A process has one mode, which is the driver's.
+    /// to be called GDS. A process has one mode, which is the driver's. Blocks for [`CudaOptions::open_deadline`] at most.
     ///
     /// # Errors
-    /// [`GdsError::NoCuFile`] where opening the driver would never return, and what the library says.
+    /// [`GdsError::NoCuFile`] where opening the driver would never return, or has not returned by the deadline, and what the library says.
     pub fn compatibility_io(&self) -> Result<Arc<dyn FileIo>> {
         let prober = self.prober();
         if !prober.machine.has_modules() {
             return Err(GdsError::NoCuFile(prober.state().why_not.unwrap_or_default()));
         }
-        let _current = self.0.enter()?;
-        Ok(CuFile::shared(self.0.options.libcufile.as_deref(), Mode::Compatibility)?)
+        Ok(self.shared_cufile(Mode::Compatibility)?)
+    }
+
+    fn shared_cufile(&self, mode: Mode) -> Result<Arc<CuFile>> {
+        let options = &self.0.options;
+        CuFile::shared(&self.0, options.libcufile.as_deref(), mode, options.open_deadline.unwrap_or(OPEN_DEADLINE))
     }
 
     fn open_cufile(&self, report: &ProbeReport) -> Result<()> {
         let mut cufile = self.0.cufile.lock();
         if cufile.is_none() {
-            let _current = self.0.enter()?;
             let mode = Mode::Direct { by_p2pdma: report.by == P2PDMA, in_batches: report.no_batches.is_none() };
-            let opened = CuFile::shared(self.0.options.libcufile.as_deref(), mode)?;
+            let opened = self.shared_cufile(mode)?;
+            let _current = self.0.enter()?;
             self.0.slabs.register_all(&(opened.clone() as Arc<dyn FileIo>));
             *cufile = Some(opened);
         }

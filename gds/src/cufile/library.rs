@@ -4,13 +4,15 @@ use std::ffi::{c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use crossbeam::channel::{RecvTimeoutError, bounded};
 use libloading::Library;
 use parking_lot::Mutex;
 use saltern::device::{DeviceRange, Direction};
 
 use super::batch::{Batch, CuBatch, Functions};
-use crate::cuda::open_library;
+use crate::cuda::{Gpu, open_library};
 use crate::error::{GdsError, Result};
 
 /// CUfileError_t: both its parts are enums there.
@@ -199,34 +201,68 @@ pub(crate) fn version_text(version: i32) -> String {
     if version == 0 { "(version unknown)".to_owned() } else { format!("{}.{}", version / 1000, version / 10 % 100) }
 }
 
-/// A library whose driver this process has open, and how.
+/// A library whose driver this process has open, and how; or the error where opening it has not come back.
 struct Opened {
     path: Option<PathBuf>,
     mode: Mode,
-    library: Arc<CuFile>,
+    library: Result<Arc<CuFile>>,
 }
+
+/// How long opening cuFile's driver may take in this process; it takes well below a second.
+pub(crate) const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The driver is opened once a process: its parameters cannot be set after that, and closing it while anything lives is undefined.
 static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
 
 impl CuFile {
-    /// The library with its driver open, for all devices of this process. As [`CuFile::open`], the first time.
+    /// The library with its driver open, for all devices of this process. As [`CuFile::open`], the first time, with `gpu`'s context.
+    /// Blocks for `deadline` at most.
     ///
     /// # Errors
-    /// [`GdsError::NoCuFile`] when it is open the other way, and what opening says.
-    pub(crate) fn shared(path: Option<&Path>, mode: Mode) -> Result<Arc<Self>> {
+    /// [`GdsError::NoCuFile`] when it is open the other way, or opening has not come back, now or at an earlier call; and what opening
+    /// says.
+    pub(crate) fn shared(gpu: &Arc<Gpu>, path: Option<&Path>, mode: Mode, deadline: Duration) -> Result<Arc<Self>> {
         let mut opened = OPENED.lock();
         let Some(found) = opened.iter().find(|opened| opened.path.as_deref() == path) else {
-            let library = Arc::new(Self::open(path, mode)?);
+            let library = match Self::open_within(gpu.clone(), path, mode, deadline) {
+                Some(library) => Ok(Arc::new(library?)),
+                None => Err(GdsError::NoCuFile(format!(
+                    "opening its driver did not come back within {} s, and is not tried again in this process",
+                    deadline.as_secs_f64()
+                ))),
+            };
             opened.push(Opened { path: path.map(Path::to_owned), mode, library: library.clone() });
-            return Ok(library);
+            return library;
         };
+        let library = found.library.clone()?;
         match (found.mode, mode) {
-            (Mode::Direct { .. }, Mode::Direct { .. }) | (Mode::Compatibility, Mode::Compatibility) => {
-                Ok(found.library.clone())
-            }
+            (Mode::Direct { .. }, Mode::Direct { .. }) | (Mode::Compatibility, Mode::Compatibility) => Ok(library),
             (Mode::Direct { .. }, _) => Err(GdsError::NoCuFile(OPEN_DIRECTLY.into())),
             (Mode::Compatibility, _) => Err(GdsError::NoCuFile(OPEN_FOR_COMPARISON.into())),
+        }
+    }
+
+    /// As [`CuFile::open`], on a thread of its own; `None` when that has not come back. The thread stays then, and with it the context:
+    /// the driver may loop for ever, and nobody can stop it.
+    fn open_within(gpu: Arc<Gpu>, path: Option<&Path>, mode: Mode, deadline: Duration) -> Option<Result<Self>> {
+        let (sender, receiver) = bounded(1);
+        let path = path.map(Path::to_owned);
+        let open = move || {
+            let opened = gpu.bind().and_then(|()| Self::open(path.as_deref(), mode));
+            // Before anybody goes on who may count on it being the last one.
+            drop(gpu);
+            let _ = sender.send(opened);
+        };
+        if let Err(error) = std::thread::Builder::new().name("saltern-cufile-open".into()).spawn(open) {
+            let (op, path, reason) = ("spawn", "saltern-cufile-open".into(), error.to_string());
+            return Some(Err(GdsError::Io { op, path, reason }));
+        }
+        match receiver.recv_timeout(deadline) {
+            Ok(opened) => Some(opened),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                Some(Err(GdsError::NoCuFile("the thread that opened its driver panicked".into())))
+            }
         }
     }
 

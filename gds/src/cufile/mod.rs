@@ -19,7 +19,7 @@ mod threads;
 
 pub use batch::{BATCH_MAX, Batch, Ended, Entry};
 pub use helper::{HELPER_SUBCOMMAND, helper_main};
-pub(crate) use library::{CuFile, Mode};
+pub(crate) use library::{CuFile, Mode, OPEN_DEADLINE};
 pub use library::{DeviceSpan, FileHandle, FileIo, library_version};
 pub use probe::{CuFileState, PROBE_DEADLINE, ProbeReport, Prober};
 pub(crate) use queue::DirectQueue;

@@ -33,9 +33,10 @@ static bool compat_allowed = true, compat_forced, p2pdma, is_open;
 enum { FILES = 4096, SLABS = 64 };
 static struct { int fd; bool used; } files[FILES];
 static struct { char *base; size_t len; } slabs[SLABS];
-static int files_open, files_seen, slabs_known, slab_calls, in_slabs, moves, batches_alive, batch_transfers, batch_most, looks;
+static int opens, files_open, files_seen, slabs_known, slab_calls, in_slabs, moves, batches_alive, batch_transfers, batch_most, looks;
 
 // What tests ask it.
+int fake_opens(void) { return opens; }
 int fake_files(void) { return files_open; }
 int fake_slabs(void) { return slabs_known; }
 int fake_slab_calls(void) { return slab_calls; }
@@ -49,8 +50,9 @@ int fake_p2pdma(void) { return p2pdma; }
 
 // Each third file is not direct; each third call fails; each third transfer of a batch fails; each second look at a batch says nothing; no
 // batch is taken, and none of its transfers enqueued; the same, but the first half of them is under way; no look says anything, and nothing
-// can be cancelled; batches do nothing before they are cancelled; they cannot be cancelled.
-static bool bad_files, bad_calls, bad_transfers, bad_looks, bad_batches, half, silent, idle, bad_cancel;
+// can be cancelled; batches do nothing before they are cancelled; they cannot be cancelled; opening the driver never returns.
+static bool bad_open, bad_files, bad_calls, bad_transfers, bad_looks, bad_batches, half, silent, idle, bad_cancel;
+int fake_trouble_open(void) { return bad_open = true; }
 int fake_trouble_files(void) { return bad_files = true; }
 int fake_trouble_calls(void) { return bad_calls = true; }
 int fake_trouble_transfers(void) { return bad_transfers = true; }
@@ -79,9 +81,11 @@ status cuFileSetParameterBool(int parameter, bool value) {
 }
 #endif
 status cuFileDriverOpen(void) {
+    __sync_add_and_fetch(&opens, 1);
 #ifdef HANGS
-    for (;;) pause();
+    bad_open = true;
 #endif
+    while (bad_open) pause();
 #ifdef CRASHES
     abort();
 #endif
