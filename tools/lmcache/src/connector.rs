@@ -83,6 +83,7 @@ impl Connector {
     #[new]
     fn new(py: Python<'_>, options_json: &str) -> PyResult<Self> {
         let options = Options::parse(options_json).map_err(ConfigError::new_err)?;
+        options.without_gpus().map_err(ConfigError::new_err)?;
         let mut config = options.config().map_err(ConfigError::new_err)?;
         config.padding_bytes = PADDING_BYTES;
         let quotas = options.quotas().map_err(ConfigError::new_err)?;

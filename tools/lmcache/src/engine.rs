@@ -40,9 +40,10 @@ impl PyEngine {
             return Err(ConfigError::new_err("store_padded: only LMCache's memory objects have slots to pad to"));
         }
         let config = options.config().map_err(ConfigError::new_err)?;
+        let gpus = Gpus::new(options.device().map_err(ConfigError::new_err)?);
         let quotas = options.quotas().map_err(ConfigError::new_err)?;
         let handle = py.detach(|| Handle::open(config, &quotas)).map_err(|error| raise(&error))?;
-        Ok(Self { handle, reader: KeyReader::default(), gpus: Gpus::default(), registered: Mutex::default() })
+        Ok(Self { handle, reader: KeyReader::default(), gpus, registered: Mutex::default() })
     }
 
     fn store(&self, py: Python<'_>, key: &Bound<'_, PyAny>, data: &Bound<'_, PyAny>) -> PyResult<u64> {

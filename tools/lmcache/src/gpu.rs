@@ -65,9 +65,11 @@ impl Memory {
 /// Held by a loan.
 struct Owners(#[expect(dead_code, reason = "kept, not looked at")] Vec<Py<PyAny>>);
 
-/// The GPUs that are attached to an engine.
-#[derive(Default)]
-pub(crate) struct Gpus(Mutex<HashMap<u32, CudaDevice>>);
+/// The GPUs that are attached to an engine, each with the same options.
+pub(crate) struct Gpus {
+    open: Mutex<HashMap<u32, CudaDevice>>,
+    options: DeviceOptions,
+}
 
 /// Lends memory for one call of the engine's.
 pub(crate) struct Lender<'a> {
@@ -109,6 +111,10 @@ impl Lender<'_> {
 }
 
 impl Gpus {
+    pub(crate) fn new(options: DeviceOptions) -> Self {
+        Self { open: Mutex::default(), options }
+    }
+
     /// For one call.
     pub(crate) fn lender<'a>(&'a self, handle: &'a Handle) -> Lender<'a> {
         Lender { gpus: self, handle, fences: HashMap::new() }
@@ -134,7 +140,7 @@ impl Gpus {
     }
 
     fn device(&self, handle: &Handle, ordinal: Option<u32>, address: u64) -> Result<CudaDevice, Error> {
-        let mut open = self.0.lock();
+        let mut open = self.open.lock();
         let options = CudaOptions::from_env();
         let ordinal = match (ordinal, open.values().next()) {
             (Some(ordinal), _) => ordinal,
@@ -148,7 +154,7 @@ impl Gpus {
             return Ok(device.clone());
         }
         let device = CudaDevice::open(ordinal, options).map_err(|error| failed(&error))?;
-        handle.with(|engine| engine.attach_device(Arc::new(device.clone()), DeviceOptions::default()))??;
+        handle.with(|engine| engine.attach_device(Arc::new(device.clone()), self.options.clone()))??;
         open.insert(ordinal, device.clone());
         Ok(device)
     }
@@ -161,7 +167,7 @@ fn failed(error: &GdsError) -> Error {
 /// What an object says of its memory; `None` when it is not on a GPU.
 ///
 /// # Errors
-/// `ValueError` for memory that is not one block.
+/// `ValueError` for memory that is not one block, and for what its interface may not say.
 pub(crate) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Memory>> {
     let py = object.py();
     if let Ok(pages) = object.cast_exact::<Pages>() {
@@ -216,8 +222,18 @@ fn of_interface(object: &Bound<'_, PyAny>, interface: &Bound<'_, PyDict>) -> PyR
     let strides: Option<Vec<i64>> =
         interface.get_item("strides")?.map(|strides| strides.extract()).transpose()?.flatten();
     let len = length(&shape, strides.as_deref(), item_bytes, 1)?;
-    // 1 and 2 are the default streams, as CUDA numbers them; 0 is not allowed, because it could be either.
+    if interface.get_item("mask")?.is_some_and(|mask| !mask.is_none()) {
+        return Err(PyValueError::new_err(
+            "__cuda_array_interface__ has a \"mask\": which items of the array count cannot be stored; pass the array without one",
+        ));
+    }
     let stream: Option<u64> = interface.get_item("stream")?.map(|stream| stream.extract()).transpose()?.flatten();
+    if stream == Some(0) {
+        return Err(PyValueError::new_err(
+            "__cuda_array_interface__ has \"stream\" 0, which the protocol forbids, since it could be either default stream: 1 is the \
+             legacy one, 2 that of the thread, and None needs no waiting",
+        ));
+    }
     Ok(Memory { stream, read_only, ..Memory::block(address, len, object.clone().into_any().unbind()) })
 }
 

@@ -18,13 +18,13 @@ mod pages;
 
 use pyo3::prelude::*;
 
-/// Checks options, given as JSON, without opening anything.
+/// Checks the options of a mount, given as JSON, without opening anything.
 ///
 /// Raises ConfigError, which names the option.
 #[pyfunction]
 fn check_options(options_json: &str) -> PyResult<()> {
     let options = options::Options::parse(options_json).map_err(errors::ConfigError::new_err)?;
-    let checked = options.config().and_then(|_| options.quotas());
+    let checked = options.without_gpus().and_then(|()| options.config()).and_then(|_| options.quotas());
     checked.map(drop).map_err(errors::ConfigError::new_err)
 }
 

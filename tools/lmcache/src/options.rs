@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use saltern::device::DeviceOptions;
 use saltern::eviction::PolicyKind;
 use saltern::layout::Layout;
 use saltern::{Admission, Config, DirectIo, Discovery, Durability, Eviction, Integrity, IoPriority};
@@ -90,6 +91,9 @@ pub(crate) struct Options {
     scan_threads: Option<usize>,
     snapshot_interval_s: Option<f64>,
     status_socket: Option<bool>,
+    gpu_route: Option<String>,
+    gpu_chunk_mb: Option<f64>,
+    gpu_transit_mb: Option<f64>,
 }
 
 impl Options {
@@ -163,6 +167,34 @@ impl Options {
             set(window, self.admission_window);
         }
         Ok(admission)
+    }
+
+    /// How GPUs are used.
+    pub(crate) fn device(&self) -> Result<DeviceOptions, String> {
+        let mut device = DeviceOptions::default();
+        if let Some(name) = &self.gpu_route {
+            device.route = name.parse().map_err(|error| format!("gpu_route: {error}"))?;
+        }
+        if let Some(mb) = self.gpu_chunk_mb {
+            device.chunk_bytes = bytes("gpu_chunk_mb", mb, MIB)? as usize;
+        }
+        if let Some(mb) = self.gpu_transit_mb {
+            device.transit_bytes = bytes("gpu_transit_mb", mb, MIB)? as usize;
+        }
+        device.validate().map_err(|error| format!("gpu_chunk_mb, gpu_transit_mb: {error}"))?;
+        Ok(device)
+    }
+
+    /// For hosts that hand over memory of the host's alone.
+    pub(crate) fn without_gpus(&self) -> Result<(), String> {
+        let given = [
+            ("gpu_route", self.gpu_route.is_some()),
+            ("gpu_chunk_mb", self.gpu_chunk_mb.is_some()),
+            ("gpu_transit_mb", self.gpu_transit_mb.is_some()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map_or(Ok(()), |(option, _)| {
+            Err(format!("{option}: only saltern.Engine moves memory of GPUs; LMCache hands over the host's"))
+        })
     }
 
     /// The configuration of an engine. Its own limits are checked when it opens.

@@ -58,8 +58,9 @@ class Engine(_saltern.Engine):
 
     Memory of GPUs moves through pinned memory, or directly where cuFile can. Copies wait for what is on the tensor's current
     stream; when a call returns, the bytes are there for every stream. An object may be scattered over pages of a GPU's memory
-    (``Pages``), and memory that is used again and again registered once (``register``). ``SALTERN_LIBCUDA`` names the driver's
-    library where it has another name than usual.
+    (``Pages``), and memory that is used again and again registered once (``register``). ``SALTERN_LIBCUDA`` and
+    ``SALTERN_LIBCUFILE`` name libraries that have other names than usual; ``SALTERN_GDS_HELPER`` names the program ``saltern``, in
+    which cuFile is tried first, and without which it is not used.
 
     Memory moves without a copy where its address is a multiple of 4096; anything else works too. Nobody may write into a buffer
     while it is stored, or use it while it is loaded into.

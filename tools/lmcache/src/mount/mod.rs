@@ -66,6 +66,7 @@ impl Mount {
         align_bytes: u64,
     ) -> PyResult<Self> {
         let options = Options::parse(options_json).map_err(ConfigError::new_err)?;
+        options.without_gpus().map_err(ConfigError::new_err)?;
         let mut config = options.config().map_err(ConfigError::new_err)?;
         let quotas = options.quotas().map_err(ConfigError::new_err)?;
         // Slots are rounded up to the arena's alignment, and adapters that write whole slots leave files of that length.
