@@ -1,6 +1,8 @@
 //! Random choices that a failing run can repeat.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::Write;
+use std::sync::OnceLock;
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -33,6 +35,17 @@ impl Seed {
     pub fn rng(&self, stream: u64) -> StdRng {
         StdRng::seed_from_u64(self.value ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
+}
+
+/// The seed of choices that are made for all tests of a process. It is printed with the first of them, past what the test harness keeps to
+/// itself, since any test may be the one that fails.
+pub(crate) fn process_seed() -> &'static Seed {
+    static SEED: OnceLock<Seed> = OnceLock::new();
+    SEED.get_or_init(|| {
+        let seed = Seed::new("all tests");
+        let _ = writeln!(std::io::stderr(), "{VARIABLE}={} makes the choices of this process again", seed.value);
+        seed
+    })
 }
 
 impl Drop for Seed {

@@ -1,13 +1,16 @@
 //! One object at a time: the short way to ask an engine something.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
-use saltern::device::sim::{SimDevice, SimOptions};
+use rand::Rng;
+use saltern::device::sim::{Clock, SimDevice, SimOptions};
 use saltern::steps::Steps;
 use saltern::{Buffer, Config, Engine, Error, ObjectKey};
 
 use crate::cell::Called;
 use crate::disk::checked;
+use crate::seed::process_seed;
 use crate::wait::done;
 
 const UNTOUCHED: u8 = 0xee;
@@ -21,11 +24,34 @@ pub fn config(dir: impl Into<PathBuf>) -> Config {
     config.pool_bytes = 16 << 20;
     config.steps = checked(Steps::default());
     if on_device() {
-        let mut options = SimOptions::default();
-        options.reorder = true;
-        config.loopback = Some(SimDevice::new(options));
+        config.loopback = Some(any_device());
     }
     config
+}
+
+/// A software device with a seed, an order of completions, delays and a clock that are the process's choice, by the name of the test and
+/// the number of devices that it has made.
+///
+/// None of its copies fail. The engine does not repeat a copy: its object fails, and the host takes that for a miss. So tests that
+/// say what an operation has to answer cannot have failures below them. What they have is everything that an engine has to take from a
+/// device without an answer changing; failures are in `tests/device_model.rs`, whose model allows for them.
+fn any_device() -> SimDevice {
+    thread_local! { static MADE: Cell<u64> = const { Cell::new(0) }; }
+    let thread = std::thread::current();
+    // FNV-1a: the same in every process.
+    let test = thread.name().unwrap_or_default().bytes();
+    let test = test.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let made = MADE.replace(MADE.get() + 1);
+    let mut random = process_seed().rng(test ^ made);
+    let mut options = SimOptions::default();
+    options.seed = random.random();
+    options.reorder = true;
+    options.late_one_in = [0, 8, 64][random.random_range(0..3)];
+    options.fixed_ns = [1_000, 8_000, 40_000][random.random_range(0..3)];
+    options.bytes_per_s = [5, 25, 100][random.random_range(0..3)] * 1_000_000_000;
+    // Copied when the shard looks, or by threads of the device.
+    let clock = if random.random() { Clock::wall() } else { Clock::default() };
+    SimDevice::with_clock(options, clock)
 }
 
 /// Directories of several volumes: this one, and others beside it. Nothing is created.

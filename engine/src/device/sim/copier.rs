@@ -1,7 +1,7 @@
 //! The software device's copies, of one shard: in virtual time made here, when their time has come; on the wall's clock made by the
 //! device's engines, and reported from here.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,12 +25,27 @@ struct Queued {
     fails: bool,
 }
 
-/// What stays until a copy is reported.
+/// What stays until a copy has ended.
 struct Held {
     // Dropped first: it waits for who has the memory.
     _loans: Vec<Loan>,
     _fd: Option<Rc<OwnedFd>>,
+    direction: Direction,
+    /// Its place among all that were submitted.
+    number: u64,
 }
+
+/// Ended, and not reported yet.
+struct Unreported {
+    done: CopyDone,
+    direction: Direction,
+    number: u64,
+    /// Not before so many looks.
+    looks: u64,
+}
+
+/// Most looks by which a completion is late.
+const LATE_LOOKS: u64 = 32;
 
 /// See the module.
 pub(super) struct SimCopier {
@@ -46,8 +61,10 @@ pub(super) struct SimCopier {
     done: (Sender<Ended>, Receiver<Ended>),
     /// Moved, before the time at which they end.
     early: Vec<Ended>,
-    /// Ended, and not reported yet.
-    ended: Vec<CopyDone>,
+    ended: Vec<Unreported>,
+    numbers: u64,
+    /// By direction, the numbers of what was submitted and not reported.
+    unreported: [BTreeSet<u64>; 2],
     random: u64,
 }
 
@@ -65,6 +82,8 @@ impl SimCopier {
             done: unbounded(),
             early: Vec::new(),
             ended: Vec::new(),
+            numbers: 0,
+            unreported: Default::default(),
             random,
         }
     }
@@ -78,18 +97,34 @@ impl SimCopier {
         (x ^ (x >> 31)) % below
     }
 
-    fn queue(&mut self, job: Job, token: usize, held: Held) {
-        let one_in = self.shared.options.fail_one_in;
-        let fails = one_in > 0 && self.random(one_in.into()) == 0;
+    fn is_one_in(&mut self, one_in: u32) -> bool {
+        one_in > 0 && self.random(one_in.into()) == 0
+    }
+
+    fn queue(&mut self, job: Job, token: usize, loans: Vec<Loan>, fd: Option<Rc<OwnedFd>>) {
+        let fails = self.is_one_in(self.shared.options.fail_one_in);
         let submitted_ns = self.shared.clock.now_ns();
-        self.held.insert(token, held);
+        let (direction, number) = (job.direction, self.numbers);
+        self.numbers += 1;
+        self.unreported[direction as usize].insert(number);
+        self.held.insert(token, Held { _loans: loans, _fd: fd, direction, number });
         self.submitted.push(Queued { job, token, submitted_ns, ends_ns: None, fails });
     }
 
     fn end(&mut self, token: usize, result: Result<(), DeviceError>) {
-        self.held.remove(&token);
+        let Some(Held { direction, number, .. }) = self.held.remove(&token) else { return };
         self.shared.count(result.is_err());
-        self.ended.push(CopyDone::new(token, result));
+        let is_late = self.is_one_in(self.shared.options.late_one_in);
+        let looks = if is_late { self.random(LATE_LOOKS) + 1 } else { 0 };
+        self.ended.push(Unreported { done: CopyDone::new(token, result), direction, number, looks });
+    }
+
+    fn report(&mut self, ended: Unreported, each: &mut dyn FnMut(CopyDone)) {
+        let unreported = &mut self.unreported[ended.direction as usize];
+        let is_overtaking = unreported.first() != Some(&ended.number);
+        unreported.remove(&ended.number);
+        self.shared.overtakings.fetch_add(u64::from(is_overtaking), Ordering::Relaxed);
+        each(ended.done);
     }
 
     /// Ends everything of one direction whose time has come.
@@ -126,21 +161,22 @@ impl SimCopier {
 impl CopyEngine for SimCopier {
     fn has_happened(&mut self, fence: &Fence) -> Result<bool, DeviceError> {
         let fence = fence.downcast_ref::<SimFence>();
-        fence.map(SimFence::is_signalled).ok_or_else(|| DeviceError::new("fence", "it is another device's"))
+        fence.ok_or_else(|| DeviceError::new("fence", "it is another device's"))?.has_happened()
     }
 
     fn submit(&mut self, copy: DeviceCopy) {
         let token = copy.token;
         let (job, loans) = Job::copy(copy);
-        self.queue(job, token, Held { _loans: loans, _fd: None });
+        self.queue(job, token, loans, None);
     }
 
     fn submit_direct(&mut self, op: DirectOp) {
         let job = Job::direct(&op);
-        self.queue(job, op.token, Held { _loans: Vec::new(), _fd: Some(op.fd) });
+        self.queue(job, op.token, Vec::new(), Some(op.fd));
     }
 
     fn flush(&mut self) {
+        self.shared.batches.fetch_add(u64::from(!self.submitted.is_empty()), Ordering::Relaxed);
         for queued in self.submitted.drain(..) {
             match &self.engines {
                 None => self.queues[queued.job.direction as usize].push_back(queued),
@@ -163,17 +199,17 @@ impl CopyEngine for SimCopier {
             self.advance(direction as usize, now);
         }
         self.take(now);
-        if !self.shared.options.reorder {
-            return self.ended.drain(..).for_each(each);
-        }
-        // Any of them, in any order; some stay until the next look.
-        for _ in 0..self.ended.len() {
-            let index = self.random(self.ended.len() as u64) as usize;
-            let done = self.ended.swap_remove(index);
-            if self.random(4) == 0 {
-                self.ended.push(done);
+        let reorder = self.shared.options.reorder;
+        let mut ended = std::mem::take(&mut self.ended);
+        while !ended.is_empty() {
+            // Any of them, in any order; some stay until the next look.
+            let index = if reorder { self.random(ended.len() as u64) as usize } else { 0 };
+            let mut one = if reorder { ended.swap_remove(index) } else { ended.remove(index) };
+            if one.looks > 0 || (reorder && self.random(4) == 0) {
+                one.looks = one.looks.saturating_sub(1);
+                self.ended.push(one);
             } else {
-                each(done);
+                self.report(one, each);
             }
         }
     }

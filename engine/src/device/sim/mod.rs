@@ -15,7 +15,7 @@ mod memory;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -47,8 +47,10 @@ pub struct SimOptions {
     pub seed: u64,
     /// One copy of so many fails, half done. 0: none.
     pub fail_one_in: u32,
-    /// Report completions in any order, some of them late.
+    /// Report completions in any order, some of them at the next look.
     pub reorder: bool,
+    /// One completion of so many is reported late: up to 32 looks after its time. 0: none.
+    pub late_one_in: u32,
     /// Whether the device moves files directly.
     pub direct: bool,
     /// No bytes move: for measurements in virtual time.
@@ -67,6 +69,7 @@ impl Default for SimOptions {
             seed: 1,
             fail_one_in: 0,
             reorder: false,
+            late_one_in: 0,
             direct: false,
             weightless: false,
             poison: true,
@@ -87,6 +90,8 @@ struct Shared {
     copies: AtomicU64,
     failures: AtomicU64,
     direct_bytes: AtomicU64,
+    batches: AtomicU64,
+    overtakings: AtomicU64,
     /// Makes the choices of each copier others than those of the one before.
     copiers: AtomicU64,
     /// Nothing ends while this is set.
@@ -171,6 +176,8 @@ impl SimDevice {
             copies: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             direct_bytes: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            overtakings: AtomicU64::new(0),
             copiers: AtomicU64::new(0),
             stalled: AtomicBool::new(false),
         });
@@ -204,6 +211,16 @@ impl SimDevice {
     /// Copies that have ended, and how many of them failed.
     pub fn counts(&self) -> (u64, u64) {
         (self.shared.copies.load(Ordering::Relaxed), self.shared.failures.load(Ordering::Relaxed))
+    }
+
+    /// How often copies were handed over, any number at once.
+    pub fn batches(&self) -> u64 {
+        self.shared.batches.load(Ordering::Relaxed)
+    }
+
+    /// Completions that were reported before that of a copy which its shard had submitted earlier, in the same direction.
+    pub fn overtakings(&self) -> u64 {
+        self.shared.overtakings.load(Ordering::Relaxed)
     }
 
     /// Bytes that have gone directly between files and the device.
@@ -259,9 +276,12 @@ impl Device for SimDevice {
     }
 }
 
-/// Work of a caller's stream that has, or has not yet, happened.
+/// Work of a caller's stream that has, or has not yet, happened, or has failed.
 #[derive(Debug, Clone, Default)]
-pub struct SimFence(Arc<AtomicBool>);
+pub struct SimFence(Arc<AtomicU8>);
+
+const HAPPENED: u8 = 1;
+const FAILED: u8 = 2;
 
 impl SimFence {
     /// Work that has not happened.
@@ -271,10 +291,18 @@ impl SimFence {
 
     /// It has happened.
     pub fn signal(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.store(HAPPENED, Ordering::Release);
     }
 
-    fn is_signalled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+    /// It has failed.
+    pub fn fail(&self) {
+        self.0.store(FAILED, Ordering::Release);
+    }
+
+    fn has_happened(&self) -> Result<bool, DeviceError> {
+        match self.0.load(Ordering::Acquire) {
+            FAILED => Err(DeviceError::new("fence", "the work that it stands for has failed")),
+            state => Ok(state == HAPPENED),
+        }
     }
 }
