@@ -45,6 +45,8 @@ pub(crate) struct Lane<T> {
     /// What came after the device was given up.
     refused: Vec<Copied<T>>,
     transit: Transit,
+    /// Slots that were given out, by direction.
+    given: [u64; 2],
     directs: usize,
     /// When something last ended, or began where nothing was under way.
     moved: Instant,
@@ -57,7 +59,16 @@ impl<T> Lane<T> {
         let copier = Some(attached.device.copier()?);
         let transit = attached.transit(shard);
         let moved = Instant::now();
-        Ok(Self { copier, flights: Slab::new(), refused: Vec::new(), transit, directs: 0, moved, attached })
+        Ok(Self {
+            copier,
+            flights: Slab::new(),
+            refused: Vec::new(),
+            transit,
+            given: [0; 2],
+            directs: 0,
+            moved,
+            attached,
+        })
     }
 
     pub(crate) fn attached(&self) -> &Attached {
@@ -89,12 +100,19 @@ impl<T> Lane<T> {
     }
 
     /// A free slot of `len` bytes; `None` until something that is under way ends.
-    pub(crate) fn slot(&self, direction: Direction, len: usize) -> Option<IoBuffer> {
+    pub(crate) fn slot(&mut self, direction: Direction, len: usize) -> Option<IoBuffer> {
         let pool = match direction {
             Direction::ToDevice => &self.transit.to_device,
             Direction::FromDevice => &self.transit.from_device,
         };
-        pool.alloc(len).ok().map(|buffer| IoBuffer::new(buffer.into()))
+        let slot = pool.alloc(len).ok().map(|buffer| IoBuffer::new(buffer.into()));
+        self.given[direction as usize] += u64::from(slot.is_some());
+        slot
+    }
+
+    /// How many slots of a direction were given out so far.
+    pub(crate) fn slots_given(&self, direction: Direction) -> u64 {
+        self.given[direction as usize]
     }
 
     /// Copies the first `len` bytes of a slot.

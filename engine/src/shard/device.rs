@@ -33,6 +33,13 @@ const TIMER_SLACK_NS: u64 = 2_000;
 const IDLE_LOOKS: u32 = 64;
 const IDLE_DOUBLINGS_MAX: u32 = 5;
 
+/// A chunk that found no slot while others got this many, for each place of the shard, takes a shorter one: small objects that keep coming
+/// would have every gap before there is one of its length. In turn with chunks like it, none waits for more than one slot a place.
+const PASSES_PER_PLACE: u64 = 2;
+
+/// The shortest slot is this long, or as the file system aligns.
+const SLOT_BYTES_MIN: usize = 4096;
+
 /// What a copy belongs to.
 pub(super) struct Tag {
     pub(super) active: usize,
@@ -125,7 +132,8 @@ impl Devices {
         let chunk = attached.options.chunk_bytes;
         let gate = Gate::new(memory.after());
         let unsummed = Vec::new();
-        Target::Device(Box::new(DeviceTarget { lane, chunk, direct, memory, gate, unsummed, is_given_up: false }))
+        let (is_given_up, waits_since) = (false, None);
+        Target::Device(Box::new(DeviceTarget { lane, chunk, direct, memory, gate, is_given_up, waits_since, unsummed }))
     }
 }
 
@@ -155,6 +163,8 @@ pub(super) struct DeviceTarget {
     pub(super) gate: Gate,
     /// The device was given up with copies of this object under way: its memory is nobody's any more.
     is_given_up: bool,
+    /// How many slots its direction had given when there was none for it; until there is one as long as it asks for.
+    waits_since: Option<u64>,
     /// Slots whose bytes the checksum has not come to, by offset: pieces come in any order.
     unsummed: Vec<(usize, IoBuffer)>,
 }
@@ -324,12 +334,10 @@ impl Shard {
         let begun = if piece.bounce {
             self.fill_slot(class, active, piece)
         } else {
-            self.transfer_directly(class, active, piece)
+            self.transfer_directly(class, active, piece).then_some(piece)
         };
-        if !begun {
-            self.take_back_ahead(active, piece);
-            return Issued::NoRoom;
-        }
+        self.take_back_ahead(active, piece.len - begun.map_or(0, |begun| begun.len));
+        let Some(piece) = begun else { return Issued::NoRoom };
         let transfer = self.actives[active].transfer();
         transfer.issue(piece);
         if transfer.next().is_some() {
@@ -379,20 +387,31 @@ impl Shard {
         lane.requests -= 1;
     }
 
-    /// Begins to fill a slot; false when there is none now.
-    fn fill_slot(&mut self, class: Class, active: usize, piece: Piece) -> bool {
+    /// Begins to fill a slot with a piece, or with its first part; gives what was begun, and nothing when there is no slot now.
+    fn fill_slot(&mut self, class: Class, active: usize, piece: Piece) -> Option<Piece> {
+        let passes = PASSES_PER_PLACE * self.core.config.depth as u64;
         let transfer = self.actives[active].transfer();
         let align = transfer.grid.offset_align;
         let device = device_of(transfer);
         let lane = &mut self.devices.lanes[device.lane];
-        let Some(slot) = lane.slot(direction(class), piece.len.next_multiple_of(align)) else { return false };
-        match class {
-            Class::Load => self.push_slot(class, active, piece, slot),
-            Class::Store => {
-                lane.copy(Direction::FromDevice, slot, piece.len, device.place(piece), Tag { active, piece })
+        let (direction, mut piece) = (direction(class), piece);
+        let given = lane.slots_given(direction);
+        let mut slot = lane.slot(direction, piece.len.next_multiple_of(align));
+        if slot.is_some() {
+            device.waits_since = None;
+        } else if given - *device.waits_since.get_or_insert(given) > passes {
+            let unit = SLOT_BYTES_MIN.next_multiple_of(align);
+            while slot.is_none() && piece.len > unit {
+                piece.len = (piece.len / 2).next_multiple_of(unit);
+                slot = lane.slot(direction, piece.len);
             }
         }
-        true
+        let slot = slot?;
+        match class {
+            Class::Load => self.push_slot(class, active, piece, slot),
+            Class::Store => lane.copy(direction, slot, piece.len, device.place(piece), Tag { active, piece }),
+        }
+        Some(piece)
     }
 
     /// Begins a piece whose direct transfer has failed once more, through a slot; false when there is none, or no room for it.
@@ -405,11 +424,18 @@ impl Shard {
             self.end_transfer(active);
             return true;
         }
-        let begun = self.lane(class).has_room() && self.fill_slot(class, active, piece);
-        if begun {
+        if !self.lane(class).has_room() {
+            return false;
+        }
+        let Some(begun) = self.fill_slot(class, active, piece) else { return false };
+        if begun.len < piece.len {
+            self.actives[active].transfer().split();
+            let (offset, len) = (piece.offset + begun.len, piece.len - begun.len);
+            self.devices.again[index].1 = Piece { offset, len, ..piece };
+        } else {
             self.devices.again.remove(index);
         }
-        begun
+        true
     }
 
     /// Writes the next piece that has come from a device; false when there is none, or no room for it.

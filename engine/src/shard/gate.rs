@@ -74,13 +74,13 @@ impl Shard {
         false
     }
 
-    /// A piece that `pass_gate` let through did not go after all.
-    pub(super) fn take_back_ahead(&mut self, active: usize, piece: Piece) {
+    /// So many bytes of a piece that `pass_gate` let through did not go after all.
+    pub(super) fn take_back_ahead(&mut self, active: usize, bytes: usize) {
         if let Target::Device(device) = &mut self.actives[active].transfer().target
             && !device.gate.is_open()
         {
-            self.devices.ahead[device.lane] -= piece.len;
-            device.gate.ahead -= piece.len;
+            self.devices.ahead[device.lane] -= bytes;
+            device.gate.ahead -= bytes;
         }
     }
 

@@ -105,6 +105,11 @@ impl Transfer {
         self.in_flight += 1;
     }
 
+    /// A piece in flight becomes two.
+    pub(super) fn split(&mut self) {
+        self.in_flight += 1;
+    }
+
     pub(super) fn end(&mut self) {
         self.in_flight -= 1;
     }
