@@ -411,7 +411,7 @@ fn a_device_that_fails_changes_no_answer_but_to_an_error_of_its_own() {
         cases: if is_long { 5_000 } else { 150 },
         rng_seed: RngSeed::Fixed(seed.value()),
         failure_persistence: None,
-        max_shrink_iters: 400,
+        max_shrink_iters: 100,
         ..Runs::default()
     });
     let seen = Seen::default();
