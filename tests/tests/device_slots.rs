@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use saltern::device::sim::{Clock, SimDevice, SimFence, SimOptions};
 use saltern::device::{CopyEngine, Device, DeviceError, DeviceId, DeviceOptions, Registration, Route, RouteChoice};
-use saltern::{Config, Engine, Integrity, Layout, LoadReport, Pool, Ticket};
+use saltern::{Config, Engine, Integrity, Layout, Pool, Ticket};
 use saltern_tests::{
     Scratch, Seed, assert_books, config, device_memory, done, get, key, payload, put, small_device, until,
 };
@@ -226,51 +226,83 @@ fn slots_are_fixed_buffers_of_every_shards_ring() {
     }
 }
 
-/// Loads under way beside the large one, and bytes of each: more than there are slots for.
+/// Small objects under way beside a large one, and bytes of each: more than there are slots for.
 const CROWD: usize = 31;
 const CROWD_BYTES: usize = 300_000;
 
-/// How many small loads may end in front of a large one: it takes a piece of each gap from the 129th slot on.
+/// How many small objects may end in front of a large one: it takes a piece of each gap from the 129th slot on.
 const PASSES_MAX: u64 = 3000;
 
-#[test]
-fn a_large_chunk_has_its_turn_while_small_objects_keep_coming() {
-    let scratch = scratch("passed-by");
+/// Chunks of 1 MiB, room for four of them, and copies that end one at a time, so that no gap is longer than a small object.
+fn crowded(scratch: &Scratch, integrity: Integrity) -> (SimDevice, Engine) {
     let mut options = SimOptions::default();
-    // Copies end one at a time, so that no gap is longer than a small object.
-    options.bytes_per_s = 10_000_000_000;
+    options.bytes_per_s = 2_000_000_000;
     let device = SimDevice::new(options);
     let mut options = DeviceOptions::default();
     options.chunk_bytes = MIB;
     options.transit_bytes = 4 * MIB;
-    let mut config = one_shard(&scratch);
+    let mut config = one_shard(scratch);
     config.depth = 64;
-    config.integrity = Integrity::Verify;
+    config.integrity = integrity;
     let engine = open_with(config, device.clone(), options);
-    put(&engine, &key(0), &payload(0, MIB)).expect("store");
-    put(&engine, &key(1), &payload(1, CROWD_BYTES)).expect("store");
-    let memory = device.alloc(CROWD_BYTES);
-    let small = || -> Ticket<LoadReport> { engine.load_to_device(vec![(key(1), memory.buffer())]) };
+    (device, engine)
+}
+
+/// Lets small objects keep coming until the large one, which begins behind the first of them, has ended.
+fn beside_a_crowd<S, R>(
+    mut small: impl FnMut() -> Ticket<S>,
+    is_good: impl Fn(&S) -> bool,
+    large: impl FnOnce() -> Ticket<R>,
+) -> R {
     let mut crowd: VecDeque<_> = (0..CROWD).map(|_| small()).collect();
-    let into = device.alloc(MIB);
-    let mut large = engine.load_to_device(vec![(key(0), into.buffer())]);
+    let mut large = large();
     let mut passed = 0;
-    let report = loop {
+    loop {
         if let Some(report) = large.try_take() {
-            break report;
+            assert!(crowd.into_iter().all(|ticket| is_good(&done(ticket))));
+            return report;
         }
-        let first = crowd.pop_front().expect("as many as ever");
-        assert!(matches!(done(first).results[..], [Ok(_)]));
+        assert!(is_good(&done(crowd.pop_front().expect("as many as ever"))));
         crowd.push_back(small());
         passed += 1;
         assert!(passed < PASSES_MAX, "{passed} small objects went past the large one");
-    };
-    assert!(matches!(report.results[..], [Ok(bytes)] if bytes == MIB as u64), "{:?}", report.results);
+    }
+}
+
+#[test]
+fn a_large_load_has_its_turn_while_small_ones_keep_coming() {
+    let scratch = scratch("loads-passed-by");
+    let (device, engine) = crowded(&scratch, Integrity::Verify);
+    put(&engine, &key(0), &payload(0, MIB)).expect("store");
+    put(&engine, &key(1), &payload(1, CROWD_BYTES)).expect("store");
+    let (memory, into) = (device.alloc(CROWD_BYTES), device.alloc(MIB));
+    let report = beside_a_crowd(
+        || engine.load_to_device(vec![(key(1), memory.buffer())]),
+        |report| report.results[0].is_ok(),
+        || engine.load_to_device(vec![(key(0), into.buffer())]),
+    );
+    assert!(matches!(report.results[..], [Ok(_)]), "{:?}", report.results);
     assert!(into.read() == payload(0, MIB));
-    assert!(crowd.into_iter().all(|ticket| done(ticket).results[0].is_ok()));
     assert!(memory.read() == payload(1, CROWD_BYTES));
-    eprintln!("{passed} small objects ended before the large one");
     assert_eq!(engine.status().devices[0].transit_used_bytes, 0, "slots are held");
-    assert!(get(&engine, &key(0), MIB).expect("load") == payload(0, MIB));
+    assert_books(&engine, scratch.path(), Layout::Fs);
+}
+
+#[test]
+fn a_large_store_has_its_turn_while_small_ones_keep_coming() {
+    const BYTES: usize = 2 * MIB + 5;
+    let scratch = scratch("stores-passed-by");
+    let (device, engine) = crowded(&scratch, Integrity::Store);
+    let (memory, from) = (device_memory(&device, &payload(1, CROWD_BYTES)), device_memory(&device, &payload(0, BYTES)));
+    let mut keys = 1..;
+    let report = beside_a_crowd(
+        || engine.store_from_device(vec![(key(keys.next().expect("endless")), memory.buffer())]),
+        |report| report.results[0].is_ok(),
+        || engine.store_from_device(vec![(key(0), from.buffer())]),
+    );
+    assert!(matches!(report.results[..], [Ok(_)]), "{:?}", report.results);
+    assert_eq!(engine.status().devices[0].transit_used_bytes, 0, "slots are held");
+    assert!(get(&engine, &key(0), BYTES).expect("load") == payload(0, BYTES));
+    assert!((1..keys.start).all(|n| get(&engine, &key(n), CROWD_BYTES).expect("load") == payload(1, CROWD_BYTES)));
     assert_books(&engine, scratch.path(), Layout::Fs);
 }
