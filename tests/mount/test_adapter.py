@@ -341,6 +341,7 @@ def test_a_directory_has_one_owner(open_adapter, directory) -> None:
         ({"base_path": "a", "shards": 0}, "shards"),
         ({"base_path": "a", "durability": "total"}, "durability"),
         ({"base_path": "a", "integrity": 5}, "string or map|integrity"),
+        ({"base_path": "a", "gpu_route": "pipeline"}, "gpu_route: only saltern.Engine"),
         ({"base_path": object()}, "JSON"),
     ],
 )

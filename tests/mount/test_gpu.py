@@ -11,6 +11,7 @@ import subprocess
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -230,3 +231,71 @@ def test_numpy_arrays_are_not_taken_for_the_gpus(engine, monkeypatch) -> None:
     monkeypatch.setenv("SALTERN_LIBCUDA", "/no/such/libcuda.so")
     data = numpy.arange(100, dtype=numpy.int64)
     assert engine.store(key(1), data) == data.nbytes
+
+
+def test_what_the_interface_may_not_say_is_refused(engine, driver) -> None:
+    data = numpy.arange(100, dtype=numpy.int64)
+    for changes, reason in (({"mask": OnGpu(data)}, "mask"), ({"stream": 0}, "protocol forbids")):
+        with pytest.raises(ValueError, match=reason):
+            engine.store(key(1), OnGpu(data, **changes))
+    assert engine.lookup([key(1)]) == [None]
+    assert engine.store(key(1), OnGpu(data, mask=None, stream=2)) == data.nbytes
+
+
+class TorchTensor:
+    """What of ``torch.Tensor`` is asked for, of a tensor on a GPU: the real one cannot be made without one."""
+
+    def __init__(self, array: numpy.ndarray, index: int = 0) -> None:
+        self.array = array
+        self.device = SimpleNamespace(type="cuda", index=index)
+
+    def is_contiguous(self) -> bool:
+        return self.array.flags.c_contiguous
+
+    def data_ptr(self) -> int:
+        return self.array.ctypes.data
+
+    def numel(self) -> int:
+        return self.array.size
+
+    def element_size(self) -> int:
+        return self.array.itemsize
+
+
+def test_tensors_of_torch_come_with_the_stream_that_is_current(engine, driver, monkeypatch) -> None:
+    asked = []
+
+    def current_stream(device: SimpleNamespace) -> SimpleNamespace:
+        asked.append(device.index)
+        # The default stream, as PyTorch numbers it.
+        return SimpleNamespace(cuda_stream=0)
+
+    monkeypatch.setattr("torch.cuda.current_stream", current_stream)
+    data = numpy.random.default_rng(5).integers(0, 2**16, (300, 1001), dtype=numpy.uint16)
+    assert engine.store(key(1), TorchTensor(data)) == data.nbytes
+    into = numpy.zeros_like(data)
+    engine.load(key(1), into=TorchTensor(into))
+    assert (into == data).all() and asked == [0, 0]
+    with pytest.raises(ValueError, match="not one block"):
+        engine.store(key(2), TorchTensor(data[:, ::2]))
+    with pytest.raises(saltern.SalternError, match="GPU"):
+        engine.store(key(2), TorchTensor(data, index=7))
+
+
+def test_options_say_how_gpus_are_used(directory, driver) -> None:
+    data = numpy.random.default_rng(6).integers(0, 2**16, 1 << 20, dtype=numpy.uint16)
+    with saltern.Engine(directory / "objects", gpu_route="pipeline", gpu_chunk_mb=0.25, gpu_transit_mb=1) as engine:
+        assert engine.store(key(1), OnGpu(data)) == data.nbytes
+        [device] = engine.status()["devices"]
+        [route] = device["routes"]
+        assert route["route"] == "pipeline" and "asked" in str(route)
+    with saltern.Engine(directory / "objects", gpu_route="direct") as engine:
+        with pytest.raises(saltern.SalternError, match="direct|cuFile"):
+            engine.load(key(1), into=OnGpu(data))
+    for options, reason in (
+        ({"gpu_route": "teleport"}, "teleport.*pipeline"),
+        ({"gpu_chunk_mb": 3}, "power of two"),
+        ({"gpu_chunk_mb": 4, "gpu_transit_mb": 8}, "at least"),
+    ):
+        with pytest.raises(saltern.ConfigError, match=reason):
+            saltern.Engine(directory / "objects", **options)
