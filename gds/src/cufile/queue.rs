@@ -37,7 +37,7 @@ const BATCH_THREADS: usize = 2;
 const CALL_LIMIT: usize = 2 * CALL_THREADS;
 const BATCH_LIMIT: usize = BATCH_THREADS * BATCH_MAX;
 
-/// Most files kept registered by one shard.
+/// Most files kept registered by one shard; then all are forgotten, which is cheaper than to know which were used last.
 const FILES_MAX: usize = 1024;
 
 /// A registered file.
@@ -62,6 +62,8 @@ pub(crate) struct DirectQueue {
     worker: Worker,
     /// By the address of the engine's descriptor, which it is as long as the weak pointer lives; with why one is not direct.
     files: HashMap<*const OwnedFd, (Weak<OwnedFd>, Result<Arc<Registered>>)>,
+    /// [`FILES_MAX`], but for tests.
+    files_max: usize,
     jobs: Option<Sender<Job>>,
     done: Receiver<CopyDone>,
     refused: Vec<CopyDone>,
@@ -98,7 +100,9 @@ impl DirectQueue {
         let (files, refused, threads) = (HashMap::new(), Vec::new(), Vec::new());
         let worker = Worker { jobs: receiver, done: sender, gpu, calls, deadline };
         let (jobs, under_way, is_full) = (Some(jobs), 0, false);
-        let mut queue = Self { io, slabs, worker, files, jobs, done, refused, threads, limit, under_way, is_full };
+        let files_max = FILES_MAX;
+        let mut queue =
+            Self { io, slabs, worker, files, files_max, jobs, done, refused, threads, limit, under_way, is_full };
         batches.into_iter().try_for_each(|batch| queue.start(batch))?;
         Ok(queue)
     }
@@ -187,7 +191,7 @@ impl DirectQueue {
             return file.clone();
         }
         self.files.retain(|_, (known, _)| known.strong_count() > 0);
-        if self.files.len() >= FILES_MAX {
+        if self.files.len() >= self.files_max {
             self.files.clear();
         }
         let file = self.register(fd);
@@ -426,6 +430,30 @@ mod tests {
         assert_eq!((fake.opened.load(Ordering::Relaxed), fake.open.lock().len()), (2, 1), "the first was forgotten");
         drop(queue);
         assert_eq!(fake.open.lock().len(), 0);
+    }
+
+    #[test]
+    fn no_more_files_are_registered_than_the_bound_allows() {
+        const MOST: usize = 4;
+        let fake = Arc::new(Fake { most: 1 << 20, ..Fake::default() });
+        let mut queue = DirectQueue::new(fake.clone(), None, Arc::default(), None).unwrap();
+        queue.files_max = MOST;
+        // All stay open in the engine, and each is used twice in a row.
+        let files: Vec<_> = (0..3 * MOST).map(|_| file()).collect();
+        for (token, fd) in files.iter().enumerate() {
+            for _ in 0..2 {
+                queue.submit(op(fd, 1 << 20, token));
+                assert_eq!(wait(&mut queue, 1)[0].result, Ok(()));
+            }
+            assert_eq!(fake.open.lock().len(), token % MOST + 1, "after file {token}");
+        }
+        assert_eq!(fake.opened.load(Ordering::Relaxed), files.len(), "none was registered twice");
+        // One that was forgotten is registered again.
+        queue.submit(op(&files[0], 1 << 20, 0));
+        assert_eq!(wait(&mut queue, 1)[0].result, Ok(()));
+        assert_eq!(fake.opened.load(Ordering::Relaxed), files.len() + 1);
+        drop(queue);
+        assert!(fake.open.lock().is_empty());
     }
 
     /// Queues transfers to these addresses while both threads are kept busy, so that they come together in batches.
