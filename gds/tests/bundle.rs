@@ -61,7 +61,8 @@ impl Bundle {
             symlink(find(name).expect("coreutils"), at("bin").join(name)).expect("symlink");
         }
         fs::write(at("saltern-gpu/VERSION"), "the version\n").expect("write");
-        let programs = ["gpu", "device", "device_trouble", "on_device"].map(|name| format!("tests/{name}"));
+        let programs = ["gpu", "device", "device_slots", "device_trouble", "device_model", "on_device"]
+            .map(|name| format!("tests/{name}"));
         for (name, text) in programs
             .iter()
             .map(|name| (name.as_str(), TESTS))
@@ -103,7 +104,7 @@ fn with_a_gpu_everything_runs_and_the_table_is_printed() {
     for word in ["the version", "the diagnosis", "the table", "== bench, cuFile in compatibility mode"] {
         assert!(text.contains(word), "{word}: {text}");
     }
-    assert_eq!(text.matches("test result: ok").count(), 4, "{text}");
+    assert_eq!(text.matches("test result: ok").count(), 6, "{text}");
     assert!(called.contains("gpu --test-threads 1") && called.contains("--target gpu:0"), "{called}");
     assert!(called.contains("--no-direct") && !called.contains("gpu-sim"), "{called}");
     assert!(bundle.0.path().join("disk/saltern-gpu-results/bench.txt").exists());
