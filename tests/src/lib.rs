@@ -30,6 +30,6 @@ pub use model::{Deleted, Loaded, Model, Object, Stored};
 pub use mount::{LoopMount, Unmountable};
 pub use openmetrics::{Exposition, Family};
 pub use scratch::{Scratch, fixtures};
-pub use seed::Seed;
+pub use seed::{Seed, is_long};
 pub use talk::{beside, config, find, get, on_device, open, over, put, remove};
 pub use wait::{WAIT_MAX, block_on, done, until};

@@ -4,6 +4,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Write;
 use std::sync::OnceLock;
 
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config as Runs, RngSeed, TestRunner};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -35,6 +37,34 @@ impl Seed {
     pub fn rng(&self, stream: u64) -> StdRng {
         StdRng::seed_from_u64(self.value ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
+}
+
+impl Seed {
+    /// Tries so many cases of the seed's choice.
+    ///
+    /// # Panics
+    /// With a case that panics, after at most `shrinks` trials to find a smaller one.
+    pub fn try_cases<S: Strategy>(&self, cases: u32, shrinks: u32, strategy: S, test: impl Fn(S::Value)) {
+        let mut runner = TestRunner::new(Runs {
+            cases,
+            rng_seed: RngSeed::Fixed(self.value),
+            failure_persistence: None,
+            max_shrink_iters: shrinks,
+            ..Runs::default()
+        });
+        let outcome = runner.run(&strategy, |case| {
+            test(case);
+            Ok(())
+        });
+        if let Err(error) = outcome {
+            panic!("{error}");
+        }
+    }
+}
+
+/// Whether to take minutes instead of seconds.
+pub fn is_long() -> bool {
+    std::env::var_os("SALTERN_LONG").is_some_and(|value| value == "1")
 }
 
 /// The seed of choices that are made for all tests of a process. It is printed with the first of them, past what the test harness keeps to

@@ -13,12 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config as Runs, RngSeed, TestRunner};
 use saltern::device::sim::{Clock, SimDevice, SimFence, SimMemory, SimOptions};
 use saltern::{DEPTH_RANGE, DeviceBuffer, Engine, Error, Integrity, Layout, LoadReport, StoreReport, Ticket};
 use saltern_tests::{
     CHUNK, Deleted, Loaded, Model, Object, Scratch, Seed, Stored, assert_books_of, beside, device_memory, done,
-    file_name, key, over, payload, small_device, unfinished,
+    file_name, is_long, key, over, payload, small_device, unfinished,
 };
 
 /// Ends of blocks, chunks and pools of slots.
@@ -405,29 +404,17 @@ impl<'a> Pair<'a> {
 
 #[test]
 fn a_device_that_fails_changes_no_answer_but_to_an_error_of_its_own() {
-    let is_long = std::env::var_os("SALTERN_LONG").is_some_and(|value| value == "1");
     let seed = Seed::new("a_device_that_fails");
-    let mut runner = TestRunner::new(Runs {
-        cases: if is_long { 5_000 } else { 150 },
-        rng_seed: RngSeed::Fixed(seed.value()),
-        failure_persistence: None,
-        max_shrink_iters: 100,
-        ..Runs::default()
-    });
     let seen = Seen::default();
     let cases = (setups(), prop::collection::vec(ops(), 1..16));
-    let outcome = runner.run(&cases, |(setup, ops)| {
+    seed.try_cases(if is_long() { 5_000 } else { 150 }, 100, cases, |(setup, ops)| {
         let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "device-model");
         let mut pair = Pair::new(setup, scratch.path(), &seen);
         for op in &ops {
             pair.apply(op);
         }
         pair.finish();
-        Ok(())
     });
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
     let Seen { good, copies, fences, overtakings, direct_bytes } = seen;
     let seen = [good, copies, fences, overtakings, direct_bytes].map(Cell::into_inner);
     eprintln!("good, failed by copies, failed by fences, overtakings, direct bytes: {seen:?}");

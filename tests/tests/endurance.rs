@@ -11,7 +11,9 @@ use std::path::Path;
 use nix::sys::statvfs::statvfs;
 use rand::Rng;
 use saltern::{Config, Engine, Layout};
-use saltern_tests::{LoopMount, Scratch, Seed, Unmountable, assert_books, config, done, get, key, payload, until};
+use saltern_tests::{
+    LoopMount, Scratch, Seed, Unmountable, assert_books, config, done, get, is_long, key, payload, until,
+};
 
 const MIB: u64 = 1 << 20;
 const CAPACITY_BYTES: u64 = 64 * MIB;
@@ -163,7 +165,6 @@ fn run(dir: &Path, cycles: usize, seed: &Seed, used_elsewhere: impl Fn() -> u64)
 #[test]
 fn disk_memory_and_descriptors_stay_within_bounds() {
     let seed = Seed::new("disk_memory_and_descriptors_stay_within_bounds");
-    let is_long = std::env::var_os("SALTERN_LONG").is_some_and(|value| value == "1");
     let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "endurance");
     run(&scratch.join("volume"), 100_000, &seed, || 0);
     // One after the other: both look at this process. Whole file systems say what they use themselves.
@@ -180,7 +181,7 @@ fn disk_memory_and_descriptors_stay_within_bounds() {
             (stat.blocks() - stat.blocks_free()) * stat.fragment_size()
         };
         let before = used();
-        let cycles = if is_long { 100_000 } else { 10_000 };
+        let cycles = if is_long() { 100_000 } else { 10_000 };
         run(&mount.path().join("volume"), cycles, &seed, || used().saturating_sub(before));
     }
 }

@@ -20,4 +20,5 @@ macro_rules! in_cells {
 #[path = "behaviour/suite.rs"]
 mod suite;
 
-use suite::{gate, is_long, mount, policies, scratch};
+use saltern_tests::is_long;
+use suite::{gate, mount, policies, scratch};

@@ -31,6 +31,9 @@ impl Freed {
 
     /// Does what needs `bytes` of room, again while the file system refuses although it has them. Blocks then: for a commit of the
     /// file system's journal, and the pauses. `dir` is a directory of that file system that was changed not long ago.
+    ///
+    /// # Errors
+    /// Those of `act`; that of the sync, if it fails: such a file system is in trouble, and to be treated so.
     pub(super) fn until_given<T>(
         &self,
         dir: BorrowedFd<'_>,
@@ -55,7 +58,8 @@ impl Freed {
                 return result;
             }
             // The directory's last change is later than the removals, or not much earlier; its commit is theirs.
-            let _ = nix::unistd::fsync(dir);
+            nix::unistd::fsync(dir)
+                .inspect_err(|errno| tracing::error!(%errno, "fsync, to have the room of removed files"))?;
             std::thread::sleep(Duration::from_millis(1 << attempts));
             attempts += 1;
         }

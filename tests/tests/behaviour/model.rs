@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config as Runs, RngSeed, TestRunner};
 use saltern::{
     Adapter, Config, DEPTH_RANGE, DirectIo, Discovery, Durability, Engine, Error, FsAdapter, Integrity, Layout,
     NixlDynamicAdapter, ObjectKey,
@@ -413,15 +412,8 @@ impl<'a> Pair<'a> {
 fn engine_and_model_never_differ() {
     let seed = Seed::new("engine_and_model_never_differ");
     let lender = RefCell::new(Lender::new(24 << 20));
-    let mut runner = TestRunner::new(Runs {
-        cases: if is_long() { 10_000 } else { 400 },
-        rng_seed: RngSeed::Fixed(seed.value()),
-        failure_persistence: None,
-        max_shrink_iters: 400,
-        ..Runs::default()
-    });
     let cases = (setups(), prop::collection::vec(ops(), 1..30));
-    let outcome = runner.run(&cases, |(setup, ops)| {
+    seed.try_cases(if is_long() { 10_000 } else { 400 }, 400, cases, |(setup, ops)| {
         let scratch = scratch("model");
         let mut lender = lender.try_borrow_mut().expect("given back by the last case");
         let mut pair = Pair::new(setup, scratch.join("volume"), &mut lender);
@@ -429,9 +421,5 @@ fn engine_and_model_never_differ() {
             pair.apply(op);
         }
         pair.finish();
-        Ok(())
     });
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
 }

@@ -95,8 +95,3 @@ pub(crate) fn policies(cell: Cell) -> Vec<PolicyKind> {
     let turn = Layout::ALL.iter().position(|layout| *layout == cell.layout).unwrap_or_default() + cell.volumes;
     cell.sized(PolicyKind::ALL.to_vec(), vec![PolicyKind::ALL[turn % PolicyKind::ALL.len()]])
 }
-
-/// Whether to take minutes instead of seconds.
-pub(crate) fn is_long() -> bool {
-    std::env::var_os("SALTERN_LONG").is_some_and(|value| value == "1")
-}

@@ -19,7 +19,7 @@ fn nothing_is_wrong_after_fifty_kills() {
     let seed = Seed::new("nothing_is_wrong_after_fifty_kills");
     let mut rng = seed.rng(0);
     let scratch = Scratch::new(env!("CARGO_TARGET_TMPDIR"), "kill");
-    let kills = if std::env::var_os("SALTERN_LONG").is_some_and(|value| value == "1") { 1000 } else { 50 };
+    let kills = if saltern_tests::is_long() { 1000 } else { 50 };
     let mut killer = Killer::new(scratch.path(), || {
         let mut command = Command::new(std::env::current_exe().expect("this binary"));
         command.args(["--exact", "child", "--ignored", "--nocapture"]);

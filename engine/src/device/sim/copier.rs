@@ -201,10 +201,13 @@ impl CopyEngine for SimCopier {
         self.take(now);
         let reorder = self.shared.options.reorder;
         let mut ended = std::mem::take(&mut self.ended);
-        while !ended.is_empty() {
-            // Any of them, in any order; some stay until the next look.
-            let index = if reorder { self.random(ended.len() as u64) as usize } else { 0 };
-            let mut one = if reorder { ended.swap_remove(index) } else { ended.remove(index) };
+        if reorder {
+            for last in (1..ended.len()).rev() {
+                ended.swap(last, self.random(last as u64 + 1) as usize);
+            }
+        }
+        for mut one in ended {
+            // Late ones, and, where the order is any, some others, stay until the next look.
             if one.looks > 0 || (reorder && self.random(4) == 0) {
                 one.looks = one.looks.saturating_sub(1);
                 self.ended.push(one);
