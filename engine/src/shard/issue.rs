@@ -155,10 +155,6 @@ impl Shard {
             memory.span(piece.offset, piece.len)
         };
         transfer.issue(piece);
-        if let (Class::Store, Active::Store(store)) = (class, &mut self.actives[active]) {
-            store.sum_piece(piece);
-        }
-        let transfer = self.actives[active].transfer();
         let (fd, more) = (transfer.fd.clone(), transfer.next().is_some());
         let lane = self.lane(class);
         lane.bytes += piece.len;

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use super::delete::discard;
 use super::descriptors::Opened;
 use super::spares::Spare;
-use super::transfer::{Piece, Transfer};
+use super::transfer::{Piece, Target, Transfer};
 use super::{Active, Answer, Durability, Pending, Shard, StoreOp};
 use crate::core::Queued;
 use crate::error::{Error, Result};
@@ -58,11 +58,23 @@ impl ActiveStore {
         self.part.is_expired()
     }
 
-    /// Adds a piece to the checksum; pieces are issued in order.
-    pub(super) fn sum_piece(&mut self, piece: Piece) {
-        if let Some(sum) = &mut self.sum {
-            self.transfer.sum_piece(sum, piece);
+    /// Bytes in the host's memory that the checksum has not come to. (Those of a device are summed slot by slot.)
+    pub(super) fn unsummed(&self) -> usize {
+        match (&self.sum, &self.transfer.target) {
+            (Some(sum), Target::Host(_)) => self.transfer.len - sum.upto(),
+            _ => 0,
         }
+    }
+
+    /// Adds the next bytes to the checksum, `most` at most; gives how many there were.
+    pub(super) fn sum_next(&mut self, most: usize) -> usize {
+        let len = self.unsummed().min(most);
+        if let Some(sum) = &mut self.sum
+            && len > 0
+        {
+            self.transfer.sum_piece(sum, Piece { offset: sum.upto(), len, bounce: false });
+        }
+        len
     }
 
     /// Makes the file's length and stamp those of the object.
@@ -252,8 +264,11 @@ impl Shard {
     fn activate_store(&mut self, store: ActiveStore) {
         self.stores.active += 1;
         self.stores.on_devices += usize::from(store.transfer.target.is_lent());
-        let done = store.transfer.is_done();
+        let (done, has_sum) = (store.transfer.is_done(), store.unsummed() > 0);
         let active = self.actives.insert(Active::Store(store));
+        if has_sum {
+            self.unsummed.push_back(active);
+        }
         if done {
             self.written.push_back(active);
         } else {
@@ -274,6 +289,9 @@ impl Shard {
         let volume = self.store_mut(active).volume;
         let (align, direct) = (self.grids[volume].offset_align, self.core.volumes[volume].dir.is_direct());
         let store = self.store_mut(active);
+        if store.transfer.error.is_none() {
+            store.sum_next(usize::MAX);
+        }
         if store.transfer.error.is_none()
             && let Err(error) = store.trim_and_stamp(align)
         {
