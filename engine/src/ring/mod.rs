@@ -213,27 +213,42 @@ impl Ring {
     /// # Errors
     /// [`Error::Io`] when the kernel refuses to go on: the ring is not usable any more.
     pub(crate) fn submit(&mut self, wait: Wait, mut each: impl FnMut(Completion)) -> Result<()> {
-        for slot in std::mem::take(&mut self.again) {
+        while let Some(slot) = self.again.pop() {
             self.queue(slot);
         }
         self.arm_wake();
         self.enter(wait)?;
-        let mut ended = Vec::new();
         for entry in self.uring.completion() {
             if entry.user_data() == WAKE {
                 self.wake_armed = false;
-            } else {
-                ended.push((entry.user_data(), entry.result()));
+                continue;
             }
-        }
-        for (user_data, result) in ended {
-            match self.slots.complete(user_data, result, self.align) {
+            match self.slots.complete(entry.user_data(), entry.result(), self.align) {
                 Some(Step::Ended(completion)) => each(completion),
                 Some(Step::Again(slot)) => self.again.push(slot),
                 None => {}
             }
         }
         Ok(())
+    }
+
+    /// Hands queued requests to the kernel when they are at least as many as it has: the device is about to have nothing to do. So
+    /// the first of a batch goes at once, and each batch of them after it is twice as long. Takes no completions.
+    ///
+    /// # Errors
+    /// As [`Ring::submit`].
+    pub(crate) fn feed(&mut self) -> Result<()> {
+        let queued = self.uring.submission().len();
+        if queued == 0 || 2 * queued < self.slots.busy() {
+            return Ok(());
+        }
+        // SAFETY: no signal mask is passed; all queued entries uphold the contract of `enqueue`.
+        let handed = unsafe { self.uring.submitter().enter::<libc::sigset_t>(queued as u32, 0, 0, None) };
+        match handed.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)) {
+            // What the kernel did not take now goes with the next `submit`.
+            Ok(_) | Err(Errno::EINTR | Errno::EAGAIN | Errno::EBUSY) => Ok(()),
+            Err(errno) => Err(Error::io("io_uring_enter", "(ring)", errno)),
+        }
     }
 
     fn enter(&mut self, wait: Wait) -> Result<()> {

@@ -96,6 +96,15 @@ impl Shard {
         }
     }
 
+    /// After an object has begun: a device with little to do gets a piece at once, and not after the next files have been opened or
+    /// created, each of which takes tens of microseconds. One piece, for large objects must not come before the small ones behind them.
+    pub(super) fn feed(&mut self, class: Class) -> Result<()> {
+        if self.ring.room() > 0 {
+            self.issue_one(class);
+        }
+        self.ring.feed()
+    }
+
     pub(super) fn lane(&mut self, class: Class) -> &mut Lane {
         match class {
             Class::Load => &mut self.loads,

@@ -272,7 +272,7 @@ impl Shard {
             self.sum_some();
             self.take_commands();
             self.poll_devices();
-            self.start_loads();
+            self.start_loads()?;
             self.issue();
             if self.has_name_changes() {
                 let mut changes = NAME_CHANGES_WITHOUT_LOADS;
@@ -282,7 +282,7 @@ impl Shard {
                     self.answer();
                     changes = NAME_CHANGES_PER_TURN;
                 }
-                self.change_names(changes);
+                self.change_names(changes)?;
                 self.issue();
             }
             self.answer();
@@ -441,19 +441,21 @@ impl Shard {
     }
 
     /// Opens files for loads that wait.
-    fn start_loads(&mut self) {
+    fn start_loads(&mut self) -> Result<()> {
         for _ in 0..LOAD_STARTS_PER_TURN {
             if self.loads.active == self.core.config.depth {
-                return;
+                break;
             }
-            let Some(op) = self.next_load() else { return };
+            let Some(op) = self.next_load() else { break };
             self.start_load(op);
+            self.feed(Class::Load)?;
         }
+        Ok(())
     }
 
     /// Publishes, deletes, evicts and begins stores, in this order: what is written is nearest to its answer, and what is
     /// deleted becomes a spare for a store.
-    fn change_names(&mut self, most: usize) {
+    fn change_names(&mut self, most: usize) -> Result<()> {
         for _ in 0..most {
             if let Some(active) = self.written.pop_front() {
                 self.end_write(active);
@@ -465,10 +467,12 @@ impl Shard {
                 && let Some(op) = self.next_store()
             {
                 self.start_store(op);
+                self.feed(Class::Store)?;
             } else {
-                return;
+                break;
             }
         }
+        Ok(())
     }
 
     /// Goes on with the checksums of stores whose bytes are on their way to the device.
