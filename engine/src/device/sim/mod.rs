@@ -47,6 +47,9 @@ pub struct SimOptions {
     pub seed: u64,
     /// One copy of so many fails, half done. 0: none.
     pub fail_one_in: u32,
+    /// At most so many copies in a row between one slot and the device fail by `fail_one_in`, so that one which is made again from the same slot
+    /// ends well at last. 0: any number. Direct transfers have no slot, and no bound.
+    pub fail_in_a_row: u32,
     /// Report completions in any order, some of them at the next look.
     pub reorder: bool,
     /// One completion of so many is reported late: up to 32 looks after its time. 0: none.
@@ -68,6 +71,7 @@ impl Default for SimOptions {
             look_ns: 5_000,
             seed: 1,
             fail_one_in: 0,
+            fail_in_a_row: 0,
             reorder: false,
             late_one_in: 0,
             direct: false,
