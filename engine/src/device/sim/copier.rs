@@ -176,8 +176,7 @@ impl SimCopier {
 
 impl CopyEngine for SimCopier {
     fn has_happened(&mut self, fence: &Fence) -> Result<bool, DeviceError> {
-        let fence = fence.downcast_ref::<SimFence>();
-        fence.ok_or_else(|| DeviceError::new("fence", "it is another device's"))?.has_happened()
+        SimFence::has_happened(fence)
     }
 
     fn submit(&mut self, copy: DeviceCopy) {

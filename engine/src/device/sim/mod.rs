@@ -198,7 +198,8 @@ impl SimDevice {
     pub fn gather(&self, parts: &[(&SimMemory, std::ops::Range<usize>)], after: Option<&SimFence>) -> DeviceBuffer {
         let ranges = parts.iter().map(|(memory, part)| memory.range(part.clone())).collect();
         let owners: Vec<SimMemory> = parts.iter().map(|(memory, _)| (*memory).clone()).collect();
-        let after = after.map(|fence| Arc::new(fence.clone()) as Fence);
+        // One fence for all objects that wait for it, as callers have it: it is asked once for all of them.
+        let after = after.map(|fence| fence.0.clone() as Fence);
         DeviceBuffer::checked(self.shared.id, ranges, after, Some(Arc::new(owners)))
     }
 
@@ -303,8 +304,9 @@ impl SimFence {
         self.0.store(FAILED, Ordering::Release);
     }
 
-    fn has_happened(&self) -> Result<bool, DeviceError> {
-        match self.0.load(Ordering::Acquire) {
+    fn has_happened(fence: &Fence) -> Result<bool, DeviceError> {
+        let state = fence.downcast_ref::<AtomicU8>();
+        match state.ok_or_else(|| DeviceError::new("fence", "it is another device's"))?.load(Ordering::Acquire) {
             FAILED => Err(DeviceError::new("fence", "the work that it stands for has failed")),
             state => Ok(state == HAPPENED),
         }
