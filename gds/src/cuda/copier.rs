@@ -13,8 +13,8 @@
 //! - It is a copy as any other: with others in a group, with an event of the group's. Where a group's event fails, all of its copies do, and
 //!   each is made again, also those that had gone well: nobody can tell which.
 //! - The caller's work had happened before the first one (`has_happened`), and the caller has no answer before the last: nothing else is in
-//!   order with it. Its context is pushed and popped by nobody here: shards have threads of their own, on which `flush` binds the GPU's before
-//!   it queues, so that the second one does not meet what made it another's.
+//!   order with it. The caller's thread, and the context that is current there, have no part in it: copies are queued on the shard's, where
+//!   each `flush` makes the GPU's context current first, so that one that failed for another's does not meet it again.
 //! - After an error that stays (CUDA calls them sticky: the context is dead, and every call says so), nothing is queued, the event cannot be
 //!   recorded, waiting for the stream comes back at once, and the copy fails at the next look. So it ends after as many looks as attempts.
 //!
