@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Fakes, config, key, machine, payload, small};
-use saltern::device::{Route, RouteChoice};
+use saltern::device::{COPY_ATTEMPTS, Route, RouteChoice};
 use saltern::{Engine, Error, Integrity};
 use saltern_gds::{CudaDevice, CudaOptions, Driver, GdsError, HostKind, HostMemory, Prober};
 
@@ -126,27 +126,88 @@ fn the_callers_context_stays_the_current_one() {
 }
 
 #[test]
-fn copies_that_the_driver_refuses_fail_their_object_alone() {
+fn copies_that_the_driver_refuses_are_made_again() {
     let Some(fakes) = Fakes::build(&[("fails", "cuda", &["-DFAIL_EVERY=5"])]) else { return };
+    let (dir, device) = (common::dir(), open(&fakes, "fails"));
+    let mut config = config(dir.path());
+    config.integrity = Integrity::Verify;
+    let engine = Engine::open(config).expect("open");
+    engine.attach_device(Arc::new(device.clone()), small()).expect("attach");
+    let slice = device.alloc(3 << 20).expect("alloc");
+    for n in 0..20 {
+        slice.write(&payload(n, 3 << 20)).expect("write");
+        let stored = engine.store_from_device(vec![(key(n), slice.buffer())]).wait();
+        assert!(matches!(stored.results[..], [Ok(_)]), "{:?}", stored.results);
+        slice.write(&vec![0xee; 3 << 20]).expect("write");
+        let loaded = engine.load_to_device(vec![(key(n), slice.buffer())]).wait();
+        assert!(matches!(loaded.results[..], [Ok(_)]), "{:?}", loaded.results);
+        assert!(slice.read().expect("read") == payload(n, 3 << 20), "object {n}");
+    }
+    let status = engine.status().devices.remove(0);
+    // 120 copies went well, and one of 5 did not: each of those was made again, at once or later.
+    let copies = fakes.count("fails", "fake_copied");
+    assert_eq!((copies, status.repeated_copies), (150 - 1, 29), "{status:?}");
+    assert!(status.last_repeat.is_some_and(|why| why.starts_with("cuMemcpy")));
+    assert_eq!(status.transit_used_bytes, 0, "slots are held");
+}
+
+#[test]
+fn copies_that_the_driver_always_refuses_fail_their_object_alone() {
+    let Some(fakes) = Fakes::build(&[("fails", "cuda", &[])]) else { return };
     let (dir, device) = (common::dir(), open(&fakes, "fails"));
     let engine = Engine::open(config(dir.path())).expect("open");
     engine.attach_device(Arc::new(device.clone()), small()).expect("attach");
-    let slice = device.alloc(3 << 20).expect("alloc");
-    slice.write(&payload(1, 3 << 20)).expect("write");
-    let (mut stored, mut failed) = (0, 0);
-    for n in 0..20 {
-        match engine.store(vec![(key(n), slice.buffer().into())]).wait().results.remove(0) {
-            Ok(_) => stored += 1,
-            Err(Error::Device { op, .. }) => {
-                assert!(op.starts_with("cuMemcpy"), "{op}");
-                failed += 1;
-            }
-            Err(error) => panic!("{error}"),
+    let heap = device.alloc(20 << 16).expect("alloc");
+    let part = |n: usize| heap.slice(n << 16..(n + 1) << 16);
+    fakes.break_at("fails", heap.address() + (7 << 16) + 5);
+    let batch = (0..20).map(|n| (key(n), part(n as usize).buffer())).collect();
+    let stored = engine.store_from_device(batch).wait();
+    for (n, result) in stored.results.iter().enumerate() {
+        match result {
+            Err(Error::Device { op, .. }) if n == 7 => assert!(op.starts_with("cuMemcpy"), "{op}"),
+            result => assert!(n != 7 && result.is_ok(), "object {n}: {result:?}"),
         }
     }
-    assert!(stored > 0 && failed > 0, "{stored} stored, {failed} failed");
-    assert_eq!(engine.status().devices[0].transit_used_bytes, 0, "slots are held");
-    assert_eq!(engine.status().objects, stored);
+    let status = engine.status();
+    assert_eq!(status.devices[0].repeated_copies, u64::from(COPY_ATTEMPTS - 1));
+    assert_eq!(status.devices[0].transit_used_bytes, 0, "slots are held");
+    assert_eq!(status.objects, 19);
+}
+
+#[test]
+fn a_context_that_has_failed_is_asked_no_oftener_than_copies_are_made() {
+    const OBJECTS: u32 = 4;
+    let Some(fakes) = Fakes::build(&[("cuda", "cuda", &[])]) else { return };
+    let (dir, device) = (common::dir(), open(&fakes, "cuda"));
+    let engine = Engine::open(config(dir.path())).expect("open");
+    engine.attach_device(Arc::new(device.clone()), small()).expect("attach");
+    let slice = device.alloc(1 << 20).expect("alloc");
+    fakes.count("cuda", "fake_stall");
+    // Under way when it fails, and begun afterwards.
+    let batch = |first: u32| (first..first + OBJECTS).map(|n| (key(n), slice.buffer())).collect();
+    let before = engine.store_from_device(batch(0));
+    let started = Instant::now();
+    while engine.status().devices[0].transit_used_bytes < 4 << 20 && started.elapsed() < Duration::from_secs(20) {
+        std::thread::yield_now();
+    }
+    fakes.count("cuda", "fake_break_context");
+    let after = engine.store_from_device(batch(100));
+    for ticket in [before, after] {
+        for result in ticket.wait().results {
+            assert!(
+                matches!(&result, Err(Error::Device { reason, .. }) if reason.contains("ILLEGAL_ADDRESS")),
+                "{result:?}"
+            );
+        }
+    }
+    let status = engine.status().devices.remove(0);
+    assert_eq!(status.repeated_copies, u64::from(2 * OBJECTS * (COPY_ATTEMPTS - 1)), "{status:?}");
+    assert_eq!(status.transit_used_bytes, 0, "slots are held");
+    // Each attempt is a copy, an event and its query, or what is waited for instead of them.
+    let refused = fakes.count("cuda", "fake_refused");
+    assert!(refused <= 2 * OBJECTS as i32 * COPY_ATTEMPTS as i32 * 4, "{refused} calls in a failed context");
+    assert_eq!(engine.status().objects, 0);
+    engine.close();
 }
 
 #[test]

@@ -21,7 +21,7 @@ mod talk;
 mod wait;
 
 pub use cell::{Called, Cell, Host, Mount};
-pub use device::{CHUNK, device_memory, small_device};
+pub use device::{CHUNK, CROWD_BYTES, beside_a_crowd, crowded_device, device_memory, small_device};
 pub use disk::{Disk, TMP, assert_books, assert_books_of, checked, file_name, leave_books_unchecked, unfinished};
 pub use keys::{key, payload, salted, varied};
 pub use lend::{Arena, GUARD_BYTES, Lender, Loan, Memory, Watch};

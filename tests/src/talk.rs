@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use rand::Rng;
+use saltern::device::COPY_ATTEMPTS;
 use saltern::device::sim::{Clock, SimDevice, SimOptions};
 use saltern::steps::Steps;
 use saltern::{Buffer, Config, Engine, Error, ObjectKey};
@@ -29,12 +30,12 @@ pub fn config(dir: impl Into<PathBuf>) -> Config {
     config
 }
 
-/// A software device with a seed, an order of completions, delays and a clock that are the process's choice, by the name of the test and
-/// the number of devices that it has made.
+/// A software device with a seed, failures, an order of completions, delays and a clock that are the process's choice, by the name of the
+/// test and the number of devices that it has made.
 ///
-/// None of its copies fail. The engine does not repeat a copy: its object fails, and the host takes that for a miss. So tests that
-/// say what an operation has to answer cannot have failures below them. What they have is everything that an engine has to take from a
-/// device without an answer changing; failures are in `tests/device_model.rs`, whose model allows for them.
+/// One copy of 2 to 20 fails, but none as often in a row as the engine makes it: these tests say what an operation has to answer, and that is
+/// everything that an engine has to take from a device without an answer changing. What it answers when a copy fails for good is in
+/// `tests/device_model.rs`, whose model allows for it.
 fn any_device() -> SimDevice {
     thread_local! { static MADE: Cell<u64> = const { Cell::new(0) }; }
     let thread = std::thread::current();
@@ -45,6 +46,8 @@ fn any_device() -> SimDevice {
     let mut random = process_seed().rng(test ^ made);
     let mut options = SimOptions::default();
     options.seed = random.random();
+    options.fail_one_in = random.random_range(2..=20);
+    options.fail_in_a_row = COPY_ATTEMPTS - 1;
     options.reorder = true;
     options.late_one_in = [0, 8, 64][random.random_range(0..3)];
     options.fixed_ns = [1_000, 8_000, 40_000][random.random_range(0..3)];

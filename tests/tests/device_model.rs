@@ -2,8 +2,8 @@
 //!
 //! An operation answers what the map answers, or that the device has failed, and then nothing has changed. Never wrong bytes, an
 //! object that was not acknowledged, a ticket that does not complete, a slot that is held, or books that differ from the disk.
-//! `on_device.rs` runs the behaviour suite without such failures; here is what they may do. `SALTERN_SEED=n` repeats the choices of a
-//! failed run, `SALTERN_LONG=1` makes more of them.
+//! `on_device.rs` runs the behaviour suite with copies that fail and go well when they are made again; here there are also those that
+//! fail for good. `SALTERN_SEED=n` repeats the choices of a failed run, `SALTERN_LONG=1` makes more of them.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use saltern::device::COPY_ATTEMPTS;
 use saltern::device::sim::{Clock, SimDevice, SimFence, SimMemory, SimOptions};
 use saltern::{DEPTH_RANGE, DeviceBuffer, Engine, Error, Integrity, Layout, LoadReport, StoreReport, Ticket};
 use saltern_tests::{
@@ -66,6 +67,8 @@ struct Setup {
     wall: bool,
     late_one_in: u32,
     fail_one_in: u32,
+    /// No copy fails as often as it is made.
+    none_for_good: bool,
     seed: u64,
 }
 
@@ -76,15 +79,27 @@ fn setups() -> impl Strategy<Value = Setup> {
         prop::sample::select(&Integrity::ALL[..]),
     );
     let device = (
-        any::<(bool, bool, bool)>(),
+        any::<(bool, bool, bool, bool)>(),
         prop_oneof![Just(0_u32), Just(4), Just(30)],
-        prop_oneof![1 => Just(0_u32), 2 => Just(3), 4 => Just(12), 2 => Just(60)],
+        prop_oneof![1 => Just(0_u32), 1 => Just(1), 3 => Just(2), 4 => Just(4), 2 => Just(20)],
         any::<u64>(),
     );
     (engine, device).prop_map(|(engine, device)| {
         let ((volumes, shards), depth, integrity) = engine;
-        let ((direct, reorder, wall), late_one_in, fail_one_in, seed) = device;
-        Setup { volumes, shards, depth, integrity, direct, reorder, wall, late_one_in, fail_one_in, seed }
+        let ((direct, reorder, wall, none_for_good), late_one_in, fail_one_in, seed) = device;
+        Setup {
+            volumes,
+            shards,
+            depth,
+            integrity,
+            direct,
+            reorder,
+            wall,
+            late_one_in,
+            fail_one_in,
+            none_for_good,
+            seed,
+        }
     })
 }
 
@@ -177,6 +192,9 @@ struct Seen {
     /// Operations that failed by a copy, and by a fence.
     copies: Cell<u64>,
     fences: Cell<u64>,
+    /// Copies that failed, and those of them that were made again.
+    failures: Cell<u64>,
+    repeats: Cell<u64>,
     overtakings: Cell<u64>,
     direct_bytes: Cell<u64>,
 }
@@ -201,6 +219,7 @@ impl<'a> Pair<'a> {
         let mut options = SimOptions::default();
         (options.seed, options.reorder, options.direct) = (setup.seed, setup.reorder, setup.direct);
         (options.fail_one_in, options.late_one_in) = (setup.fail_one_in, setup.late_one_in);
+        options.fail_in_a_row = if setup.none_for_good { COPY_ATTEMPTS - 1 } else { 0 };
         let clock = if setup.wall { Clock::wall() } else { Clock::default() };
         let device = SimDevice::with_clock(options, clock);
         let dirs = beside(&dir.join("volume"), setup.volumes);
@@ -260,7 +279,9 @@ impl<'a> Pair<'a> {
         let lent = stored.iter().map(|(_, _, lent)| lent).chain(loaded.iter().map(|(_, lent)| lent));
         lent.for_each(Lent::settle);
         if closes {
-            self.engine.take().expect("open").close();
+            let engine = self.engine.take().expect("open");
+            self.count_repeats(&engine);
+            engine.close();
         }
         let (stores, loads) = (done(store), done(load));
         assert_eq!((stores.results.len(), loads.results.len()), (stored.len(), loaded.len()));
@@ -304,7 +325,7 @@ impl<'a> Pair<'a> {
                 true
             }
             Error::Device { .. } => {
-                assert!(self.setup.fail_one_in > 0, "{error}");
+                assert!(self.setup.fail_one_in > 0 && !self.setup.none_for_good, "{error}");
                 add(&self.seen.copies, 1);
                 true
             }
@@ -371,8 +392,13 @@ impl<'a> Pair<'a> {
     fn close(&mut self) {
         let engine = self.engine.take().expect("open");
         assert_books_of(&engine, &self.dirs, Layout::Fs);
+        self.count_repeats(&engine);
         engine.close();
         self.check_disk();
+    }
+
+    fn count_repeats(&self, engine: &Engine) {
+        add(&self.seen.repeats, engine.status().devices[0].repeated_copies);
     }
 
     /// Compares what is on disk, name by name and byte by byte.
@@ -397,6 +423,7 @@ impl<'a> Pair<'a> {
 
     fn finish(mut self) {
         self.close();
+        add(&self.seen.failures, self.device.counts().1);
         add(&self.seen.overtakings, self.device.overtakings());
         add(&self.seen.direct_bytes, self.device.direct_bytes());
     }
@@ -415,8 +442,14 @@ fn a_device_that_fails_changes_no_answer_but_to_an_error_of_its_own() {
         }
         pair.finish();
     });
-    let Seen { good, copies, fences, overtakings, direct_bytes } = seen;
-    let seen = [good, copies, fences, overtakings, direct_bytes].map(Cell::into_inner);
-    eprintln!("good, failed by copies, failed by fences, overtakings, direct bytes: {seen:?}");
-    assert!(seen[..4].iter().all(|count| *count > 0), "{seen:?}: what this is about did not happen");
+    let Seen { good, copies, fences, failures, repeats, overtakings, direct_bytes } = seen;
+    let seen = [good, copies, fences, failures, repeats, overtakings, direct_bytes].map(Cell::into_inner);
+    eprintln!(
+        "good, failed by copies, failed by fences, failures of the device, copies made again, overtakings, direct bytes: {seen:?}"
+    );
+    let enough = [100, 10, 10, 100, 100, 1, 0];
+    assert!(
+        seen.iter().zip(enough).all(|(count, enough)| *count >= enough),
+        "{seen:?}: what this is about did not happen, or less than {enough:?} times"
+    );
 }

@@ -1,15 +1,16 @@
 //! Slots of a device: what they hold when they are back, whose turn it is when there are few, and what rings and devices know of them;
 //! and copies: in which order they end, and how many are handed over at once.
 
-use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use saltern::device::sim::{Clock, SimDevice, SimFence, SimOptions};
 use saltern::device::{CopyEngine, Device, DeviceError, DeviceId, DeviceOptions, Registration, Route, RouteChoice};
-use saltern::{Config, Engine, Integrity, Layout, Pool, Ticket};
+use saltern::{Config, Engine, Integrity, Layout, Pool};
 use saltern_tests::{
-    Scratch, Seed, assert_books, config, device_memory, done, get, key, payload, put, small_device, until,
+    CROWD_BYTES, Scratch, Seed, assert_books, beside_a_crowd, config, crowded_device, device_memory, done, get, key,
+    payload, put, small_device, until,
 };
 
 const PAGE: usize = 4096;
@@ -167,9 +168,17 @@ fn copies_of_small_objects_are_handed_over_together() {
     memories.iter().for_each(|memory| memory.write(&[0; 1000]));
     let fence = SimFence::new();
     let loads = engine.load_to_device(batch(&fence));
+    // Of queues each number is told by itself, so that one may be older than the other; and slots are taken before the reads begin.
+    let are_ahead = || {
+        let status = engine.status();
+        let (queues, slots) = (status.shards[0].queues, status.devices[0].transit_used_bytes / PAGE);
+        (queues.active_loads, queues.requests_in_flight, slots) == (SMALL_OBJECTS.into(), 0, SMALL_OBJECTS as usize)
+    };
     until("all loads have been read ahead, and wait for the fence", || {
-        let queues = engine.status().shards[0].queues;
-        (queues.active_loads, queues.requests_in_flight) == (SMALL_OBJECTS.into(), 0)
+        are_ahead() && {
+            std::thread::sleep(Duration::from_millis(20));
+            are_ahead()
+        }
     });
     assert_eq!(device.batches(), 1);
     fence.signal();
@@ -226,47 +235,15 @@ fn slots_are_fixed_buffers_of_every_shards_ring() {
     }
 }
 
-/// Small objects under way beside a large one, and bytes of each: more than there are slots for.
-const CROWD: usize = 31;
-const CROWD_BYTES: usize = 300_000;
-
-/// How many small objects may end in front of a large one: it takes a piece of each gap from the 129th slot on.
-const PASSES_MAX: u64 = 3000;
-
-/// Chunks of 1 MiB, room for four of them, and copies that end one at a time, so that no gap is longer than a small object.
+/// An engine of [`crowded_device`].
 fn crowded(scratch: &Scratch, integrity: Integrity) -> (SimDevice, Engine) {
-    let mut options = SimOptions::default();
-    options.bytes_per_s = 2_000_000_000;
-    let device = SimDevice::new(options);
-    let mut options = DeviceOptions::default();
-    options.chunk_bytes = MIB;
-    options.transit_bytes = 4 * MIB;
+    let (sim, options) = crowded_device();
+    let device = SimDevice::new(sim);
     let mut config = one_shard(scratch);
     config.depth = 64;
     config.integrity = integrity;
     let engine = open_with(config, device.clone(), options);
     (device, engine)
-}
-
-/// Lets small objects keep coming until the large one, which begins behind the first of them, has ended.
-fn beside_a_crowd<S, R>(
-    mut small: impl FnMut() -> Ticket<S>,
-    is_good: impl Fn(&S) -> bool,
-    large: impl FnOnce() -> Ticket<R>,
-) -> R {
-    let mut crowd: VecDeque<_> = (0..CROWD).map(|_| small()).collect();
-    let mut large = large();
-    let mut passed = 0;
-    loop {
-        if let Some(report) = large.try_take() {
-            assert!(crowd.into_iter().all(|ticket| is_good(&done(ticket))));
-            return report;
-        }
-        assert!(is_good(&done(crowd.pop_front().expect("as many as ever"))));
-        crowd.push_back(small());
-        passed += 1;
-        assert!(passed < PASSES_MAX, "{passed} small objects went past the large one");
-    }
 }
 
 #[test]

@@ -29,7 +29,8 @@ pub(crate) struct Attached {
     pub(crate) options: DeviceOptions,
     /// By volume.
     routes: Vec<VolumeRoute>,
-    refused: Refused,
+    refused: Troubles,
+    repeated: Troubles,
     /// Every buffer is this device's: see `Place::Loopback`.
     pub(crate) loopback: bool,
 }
@@ -62,7 +63,8 @@ impl Attached {
             device,
             options,
             routes,
-            refused: Refused::default(),
+            refused: Troubles::default(),
+            repeated: Troubles::default(),
             loopback,
         })
     }
@@ -78,10 +80,16 @@ impl Attached {
 
     /// A file was not direct when it was to be, and its object goes through slots.
     pub(crate) fn refuse(&self, error: &DeviceError) {
-        if self.refused.files.fetch_add(1, Ordering::Relaxed) == 0 {
+        if self.refused.is_first(error) {
             tracing::warn!(%error, "a file does not go directly; its objects go through slots, and so do others like it");
         }
-        *self.refused.last.lock() = Some(error.to_string());
+    }
+
+    /// A copy has failed, and is made again.
+    pub(crate) fn repeat(&self, error: &DeviceError) {
+        if self.repeated.is_first(error) {
+            tracing::warn!(%error, "a copy has failed, and is made again; so are others, which `status` counts");
+        }
     }
 
     pub(crate) fn transit(&self, shard: usize) -> Transit {
@@ -97,8 +105,10 @@ impl Attached {
         DeviceStatus {
             name: self.device.name(),
             routes: self.routes.clone(),
-            refused_files: self.refused.files.load(Ordering::Relaxed),
+            refused_files: self.refused.count.load(Ordering::Relaxed),
             last_refusal: self.refused.last.lock().clone(),
+            repeated_copies: self.repeated.count.load(Ordering::Relaxed),
+            last_repeat: self.repeated.last.lock().clone(),
             chunk_bytes: self.options.chunk_bytes,
             transit_bytes: self.pools().map(|pool| pool.status().bytes).sum(),
             transit_used_bytes: self.pools().map(|pool| pool.status().used_bytes).sum(),
@@ -106,10 +116,19 @@ impl Attached {
     }
 }
 
+/// How often something did not go as it was to, and why the last time.
 #[derive(Default)]
-struct Refused {
-    files: AtomicU64,
+struct Troubles {
+    count: AtomicU64,
     last: Mutex<Option<String>>,
+}
+
+impl Troubles {
+    /// Counts one; whether it is the first, of which the log tells.
+    fn is_first(&self, error: &DeviceError) -> bool {
+        *self.last.lock() = Some(error.to_string());
+        self.count.fetch_add(1, Ordering::Relaxed) == 0
+    }
 }
 
 /// How files of a volume get to a device's memory and back.
@@ -136,6 +155,11 @@ pub struct DeviceStatus {
     pub refused_files: u64,
     /// Why the last of them was not.
     pub last_refusal: Option<String>,
+    /// Copies between slots and the device that failed and were made again, each time counted; a copy is made up to
+    /// [`COPY_ATTEMPTS`](super::COPY_ATTEMPTS) times before its object fails. 0 as long as the device is in order.
+    pub repeated_copies: u64,
+    /// Why the last of them had failed.
+    pub last_repeat: Option<String>,
     /// Most bytes of one copy.
     pub chunk_bytes: usize,
     /// Pinned memory of all shards for chunks under way.

@@ -142,6 +142,11 @@ pub struct DirectOp {
 /// What offsets, lengths and device addresses of direct transfers are multiples of; cuFile copies once more otherwise.
 pub const DIRECT_ALIGN_BYTES: usize = 4096;
 
+/// How often a copy is made before its object fails. What passes (a driver that is out of a resource for a moment, a call that failed
+/// for what another call had done) is over by the second time, and the third is for what meets the second as well; an error that stays costs
+/// two copies more, and has to be told soon.
+pub const COPY_ATTEMPTS: u32 = 3;
+
 /// A copy or a direct transfer that has ended.
 #[derive(Debug)]
 pub struct CopyDone {
@@ -171,6 +176,10 @@ impl CopyDone {
 /// What is submitted is reported by `poll` exactly once, with its result, and only when the device is done with the memory: a
 /// submission that fails is reported as well. What the device may never end is reported as lost. Dropping it waits until the device is
 /// done with everything else.
+///
+/// A copy that is reported as failed is submitted again, between the same memory and with another token, up to [`COPY_ATTEMPTS`] times in
+/// all. So nothing of a failed one may still be under way when it is reported; what it has moved may stay. Lost ones are not made again, nor
+/// direct transfers, which go through slots instead.
 pub trait CopyEngine {
     /// Whether the work that a fence stands for is done. Does not block. What has to wait for a fence is submitted after this has
     /// said so, and not before: the queues are shared by all callers, and what is behind an event in them cannot be taken back.

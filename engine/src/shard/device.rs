@@ -3,6 +3,7 @@
 //! ```text
 //! load:   slot, read by the ring -> (checksum) -> copy to the device -> end of the piece
 //! store:  slot, copy from the device -> (checksum) -> staged -> written by the ring -> end of the piece
+//!         a copy that fails is made again from the same slot, up to `COPY_ATTEMPTS` times in all
 //! direct: one transfer between file and device, without a slot and without a checksum; through a slot after all, where that fails
 //! ```
 //! Nothing touches an object's memory before its caller's work is done (`gate.rs`).
@@ -19,7 +20,7 @@ use super::transfer::{Grid, Piece, Target, Transfer};
 use super::{Active, Class, LoadOp, Pending, Shard, StoreOp};
 use crate::device::attached::Attached;
 use crate::device::lane::{COPY_WAIT_US, Copied, Lane, given_up};
-use crate::device::{DIRECT_ALIGN_BYTES, DirectOp, Direction, Fence, Place};
+use crate::device::{COPY_ATTEMPTS, DIRECT_ALIGN_BYTES, DeviceError, DirectOp, Direction, Fence, Place};
 use crate::error::{Error, Result};
 use crate::integrity::Sum;
 use crate::mem::{Buffer, DeviceBuffer, DeviceId, IoBuffer};
@@ -42,8 +43,16 @@ const SLOT_BYTES_MIN: usize = 4096;
 
 /// What a copy belongs to.
 pub(super) struct Tag {
-    pub(super) active: usize,
-    pub(super) piece: Piece,
+    active: usize,
+    piece: Piece,
+    /// How often it has failed.
+    failures: u32,
+}
+
+impl Tag {
+    pub(super) fn new(active: usize, piece: Piece) -> Self {
+        Self { active, piece, failures: 0 }
+    }
 }
 
 /// What came of a piece that was to begin.
@@ -292,7 +301,7 @@ impl Shard {
             let reason = format!("nothing ended on it for {} s, and it was given up", deadline.as_secs_f64());
             tracing::error!(device = name, "{reason}; slots and buffers of its copies are never freed");
             let error = Error::Device { device: name, op: "copy", reason };
-            for (Tag { active, piece }, is_direct) in lane.abandon() {
+            for (Tag { active, piece, .. }, is_direct) in lane.abandon() {
                 if is_direct {
                     self.end_direct(active, piece);
                 }
@@ -372,7 +381,7 @@ impl Shard {
             return false;
         }
         let op = DirectOp { direction: direction(class), fd, offset: piece.offset as u64, range: ranges[0], token: 0 };
-        lane.direct(op, Tag { active, piece });
+        lane.direct(op, Tag::new(active, piece));
         // Bounded as requests of the ring are, so that loads go before stores here, too.
         let lane = self.lane(class);
         lane.bytes += piece.len;
@@ -409,7 +418,7 @@ impl Shard {
         let slot = slot?;
         match class {
             Class::Load => self.push_slot(class, active, piece, slot),
-            Class::Store => lane.copy(direction, slot, piece.len, device.place(piece), Tag { active, piece }),
+            Class::Store => lane.copy(direction, slot, piece.len, device.place(piece), Tag::new(active, piece)),
         }
         Some(piece)
     }
@@ -419,6 +428,12 @@ impl Shard {
         let is_of_class = |(active, _): &(usize, Piece)| self.actives[*active].class() == class;
         let Some(index) = self.devices.again.iter().position(is_of_class) else { return false };
         let (active, piece) = self.devices.again[index];
+        let lane = &self.devices.lanes[device_of(self.actives[active].transfer()).lane];
+        if lane.is_given_up() {
+            // No slot comes back for it.
+            let error = Error::device(&*lane.attached().device, given_up());
+            self.actives[active].transfer().fail(error);
+        }
         if self.actives[active].transfer().error.is_some() {
             self.devices.again.remove(index);
             self.end_transfer(active);
@@ -484,7 +499,7 @@ impl Shard {
                     }
                     let place = device.place(piece);
                     let lane = &mut self.devices.lanes[device.lane];
-                    return lane.copy(Direction::ToDevice, slot, piece.len, place, Tag { active, piece });
+                    return lane.copy(Direction::ToDevice, slot, piece.len, place, Tag::new(active, piece));
                 }
             }
         }
@@ -497,7 +512,8 @@ impl Shard {
 
     /// The device is done with a copy, or with a direct transfer.
     fn copied(&mut self, lane: usize, copied: Copied<Tag>) {
-        let Copied { slot, tag: Tag { active, piece }, result, is_lost, is_direct } = copied;
+        let Copied { mut slot, tag, result, is_lost, is_direct } = copied;
+        let Tag { active, piece, .. } = tag;
         if is_direct {
             self.end_direct(active, piece);
         }
@@ -512,7 +528,11 @@ impl Shard {
                 attached.refuse(&error);
                 return self.copy_instead(active, piece);
             }
-            let error = Error::device(&*attached.device, error);
+            let tag = Tag { failures: tag.failures + 1, ..tag };
+            if let Some(slot) = slot.take_if(|_| self.may_copy_again(lane, &tag)) {
+                return self.copy_again(lane, slot, tag, &error);
+            }
+            let error = Error::device(&*self.devices.lanes[lane].attached().device, error);
             self.actives[active].transfer().fail(error);
         }
         if let (Some(slot), Active::Store(store)) = (&slot, &mut self.actives[active])
@@ -527,6 +547,28 @@ impl Shard {
         }
         drop(slot);
         self.end_transfer(active);
+    }
+
+    /// Whether a copy that has failed is made once more: as long as somebody waits for its object, and for the device.
+    fn may_copy_again(&mut self, lane: usize, tag: &Tag) -> bool {
+        let lane = &self.devices.lanes[lane];
+        let deadline = lane.attached().options.close_deadline;
+        let active = &mut self.actives[tag.active];
+        tag.failures < COPY_ATTEMPTS
+            && !lane.is_given_up()
+            && self.devices.closing.is_none_or(|closing| closing.elapsed() <= deadline)
+            && active.transfer().error.is_none()
+            && !active.is_expired()
+    }
+
+    /// Makes a copy again that has failed. The slot is still the piece's: of a load it has what came from the disk, of a store nothing that
+    /// anybody has looked at. Of the object's memory a load has written some, which it writes again.
+    fn copy_again(&mut self, lane: usize, slot: IoBuffer, tag: Tag, error: &DeviceError) {
+        let active = &mut self.actives[tag.active];
+        let (direction, place) = (direction(active.class()), device_of(active.transfer()).place(tag.piece));
+        let lane = &mut self.devices.lanes[lane];
+        lane.attached().repeat(error);
+        lane.copy(direction, slot, tag.piece.len, place, tag);
     }
 
     /// A direct transfer has failed: its piece goes through a slot, and so does what comes after it.

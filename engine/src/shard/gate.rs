@@ -126,7 +126,8 @@ impl Shard {
         self.devices.ahead[device.lane] -= ahead;
         for (piece, slot) in held {
             let place = device.place(piece);
-            self.devices.lanes[device.lane].copy(Direction::ToDevice, slot, piece.len, place, Tag { active, piece });
+            let lane = &mut self.devices.lanes[device.lane];
+            lane.copy(Direction::ToDevice, slot, piece.len, place, Tag::new(active, piece));
         }
         if is_parked {
             self.lane(class).ready.push_back(active);

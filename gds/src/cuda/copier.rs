@@ -6,6 +6,20 @@
 //! Small copies share an event, and go to the driver in one call where it has one (cuMemcpyBatchAsync); a copy of
 //! [`GROUP_BYTES`] has an event of its own, so that its slot is free as soon as it has ended. A copy that could not be queued is
 //! reported when its group's event has happened all the same: what had been queued of it may still run.
+//!
+//! The engine submits a copy again that has failed (`COPY_ATTEMPTS`), from the same slot. That is right here:
+//! - Nothing of the failed one runs any more: it is reported after its group's event, or after the stream was waited for. If it did, the second
+//!   one is behind it on the same stream, and moves the same bytes to the same place.
+//! - It is a copy as any other: with others in a group, with an event of the group's. Where a group's event fails, all of its copies do, and
+//!   each is made again, also those that had gone well: nobody can tell which.
+//! - The caller's work had happened before the first one (`has_happened`), and the caller has no answer before the last: nothing else is in
+//!   order with it. The caller's thread, and the context that is current there, have no part in it: copies are queued on the shard's, where
+//!   each `flush` makes the GPU's context current first, so that one that failed for another's does not meet it again.
+//! - After an error that stays (CUDA calls them sticky: the context is dead, and every call says so), nothing is queued, the event cannot be
+//!   recorded, waiting for the stream comes back at once, and the copy fails at the next look. So it ends after as many looks as attempts.
+//!
+//! That a batch which the driver refuses is made copy by copy at once is another thing, and stays: its first copies may be good, and only what
+//! then fails by itself counts as an attempt.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;

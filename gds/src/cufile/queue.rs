@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use saltern::device::{CopyDone, DeviceError, DirectOp};
 use super::batch::{BATCH_MAX, Batch};
 use super::library::{FileHandle, FileIo};
 use super::slab::Slabs;
-use super::threads::{BATCH_DEADLINE, Job, Worker};
+use super::threads::{Alive, BATCH_DEADLINE, Job, Worker};
 use crate::cuda::Gpu;
 use crate::error::{GdsError, Result};
 
@@ -98,7 +98,8 @@ impl DirectQueue {
         let (jobs, receiver) = bounded::<Job>(limit);
         let (sender, done) = unbounded();
         let (files, refused, threads) = (HashMap::new(), Vec::new(), Vec::new());
-        let worker = Worker { jobs: receiver, done: sender, gpu, calls, deadline };
+        let alive = Arc::new(AtomicUsize::new(0));
+        let worker = Worker { jobs: receiver, done: sender, gpu, calls, alive, deadline };
         let (jobs, under_way, is_full) = (Some(jobs), 0, false);
         let files_max = FILES_MAX;
         let mut queue =
@@ -108,9 +109,12 @@ impl DirectQueue {
     }
 
     fn start(&mut self, batch: Option<Box<dyn Batch>>) -> Result<()> {
-        let worker = self.worker.clone();
+        let (worker, alive) = (self.worker.clone(), Alive::new(&self.worker));
         let name = format!("saltern-cufile-{}", self.threads.len());
-        let thread = std::thread::Builder::new().name(name).spawn(move || worker.run(batch));
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let _alive = alive;
+            worker.run(batch);
+        });
         let thread = thread.map_err(|error| GdsError::Io {
             op: "spawn",
             path: "saltern-cufile".into(),
@@ -122,12 +126,12 @@ impl DirectQueue {
 
     /// Starts a thread where transfers go call by call and all threads have one. Those that panicked are counted no more.
     fn grow(&mut self) {
-        let mut panicked = false;
-        self.threads.retain(|thread| {
-            panicked |= thread.is_finished();
-            !thread.is_finished()
-        });
-        if panicked {
+        // They end by a panic alone, as long as there may be transfers. One that has not quite ended is found the next time.
+        let before = self.threads.len();
+        if self.worker.alive.load(Ordering::Relaxed) < before {
+            self.threads.retain(|thread| !thread.is_finished());
+        }
+        if self.threads.len() < before {
             tracing::error!("a thread of cuFile's has panicked");
             self.worker.calls.store(true, Ordering::Relaxed);
         }
@@ -403,6 +407,29 @@ mod tests {
         assert_eq!(wait(&mut queue, 1)[0].result, Ok(()));
         drop(queue);
         assert!(fake.open.lock().is_empty());
+    }
+
+    #[test]
+    fn threads_that_panicked_are_replaced_however_many_they_are() {
+        let fake = Arc::new(Fake { most: 1 << 20, ..Fake::default() });
+        let mut queue = DirectQueue::new(fake, None, Arc::default(), None).unwrap();
+        let fd = file();
+        for round in 0..4 {
+            for token in 0..CALL_LIMIT {
+                queue.submit(op(&fd, 13, token));
+            }
+            let done = wait(&mut queue, CALL_LIMIT);
+            assert!(done.iter().all(|done| done.result.is_err()), "round {round}: {done:?}");
+            queue.submit(op(&fd, 1 << 20, 0));
+            assert_eq!(wait(&mut queue, 1)[0].result, Ok(()), "round {round}");
+        }
+        // Handles of those that ended are not kept.
+        let started = Instant::now();
+        while queue.threads.len() != queue.worker.alive.load(Ordering::Relaxed) && started.elapsed() < HANG {
+            queue.poll(&mut |done| panic!("{done:?}, and nothing is under way"));
+        }
+        assert!((1..=CALL_THREADS).contains(&queue.threads.len()), "{} threads", queue.threads.len());
+        assert_eq!(queue.threads.len(), queue.worker.alive.load(Ordering::Relaxed));
     }
 
     #[test]

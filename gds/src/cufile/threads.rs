@@ -2,7 +2,7 @@
 //! [`BATCH_MAX`] at once, and answers each when it has ended; else it makes one call after the other.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender};
@@ -83,13 +83,31 @@ pub(super) struct Worker {
     pub(super) gpu: Option<Arc<Gpu>>,
     /// Set when a thread makes its calls one by one, so that there should be more threads.
     pub(super) calls: Arc<AtomicBool>,
+    /// Threads that have not ended.
+    pub(super) alive: Arc<AtomicUsize>,
     pub(super) deadline: Duration,
+}
+
+/// Counts a thread for as long as it runs, also when it panics.
+pub(super) struct Alive(Arc<AtomicUsize>);
+
+impl Alive {
+    pub(super) fn new(worker: &Worker) -> Self {
+        worker.alive.fetch_add(1, Ordering::Relaxed);
+        Self(worker.alive.clone())
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Worker {
     /// A thread's life: until nobody sends any more.
     pub(super) fn run(&self, mut batch: Option<Box<dyn Batch>>) {
-        let Self { jobs, done, gpu, calls, deadline } = self;
+        let Self { jobs, done, gpu, calls, deadline, .. } = self;
         let bound = gpu.as_deref().map_or(Ok(()), Gpu::bind);
         for job in jobs {
             let first = Held::new(done, job);

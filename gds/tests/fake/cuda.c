@@ -29,9 +29,11 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local void *current[16];
 static _Thread_local int top;
 static int foreign;
-static int context, retained, registered, allocated, copies, batches, batch_most;
+static int context, retained, registered, allocated, copies, batches, batch_most, refused;
 // While set, the work on the default streams, which is the caller's, does not end. While stalled, nothing that was queued goes on.
 static int held, stalled;
+// The context has failed, as after an access to an address that is none: from then on every call in it says so, and nothing runs.
+static int broken;
 // No copy can be queued that touches this byte of the GPU's memory. A batch with one fails, and does not tell which when it is silent.
 static const char *bad_byte;
 static int failed_batches, silent_batches;
@@ -47,6 +49,8 @@ int fake_copied(void) { return copies; }
 int fake_hold(void) { return held = 1; }
 int fake_release(void) { return held = 0; }
 int fake_stall(void) { return stalled = 1; }
+int fake_break_context(void) { return broken = 1; }
+int fake_refused(void) { return refused; }
 int fake_failed_batches(void) { return failed_batches; }
 int fake_silent_batches(void) { return silent_batches = 1; }
 void fake_break(unsigned long address) { bad_byte = (const char *)address; }
@@ -81,8 +85,8 @@ static void run(stream *s, size_t most) {
     }
 }
 
-#define ENTER if (current[top] != &context) return 201; pthread_mutex_lock(&lock);
 #define LEAVE(code) { int result = (code); pthread_mutex_unlock(&lock); return result; }
+#define ENTER if (current[top] != &context) return 201; pthread_mutex_lock(&lock); if (broken) { refused++; LEAVE(ILLEGAL_ADDRESS) }
 
 int cuInit(unsigned flags) { return DEVICES ? SUCCESS : NO_DEVICE; }
 int cuDriverGetVersion(int *version) { *version = 12080; return SUCCESS; }

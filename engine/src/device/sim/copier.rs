@@ -65,6 +65,8 @@ pub(super) struct SimCopier {
     numbers: u64,
     /// By direction, the numbers of what was submitted and not reported.
     unreported: [BTreeSet<u64>; 2],
+    /// By the address of a slot, how many copies in a row have been told to fail; where that is bounded, and not 0.
+    failures: HashMap<usize, u32>,
     random: u64,
 }
 
@@ -84,6 +86,7 @@ impl SimCopier {
             ended: Vec::new(),
             numbers: 0,
             unreported: Default::default(),
+            failures: HashMap::new(),
             random,
         }
     }
@@ -101,8 +104,21 @@ impl SimCopier {
         one_in > 0 && self.random(one_in.into()) == 0
     }
 
-    fn queue(&mut self, job: Job, token: usize, loans: Vec<Loan>, fd: Option<Rc<OwnedFd>>) {
+    /// Whether the next copy between this slot and the device is to fail.
+    fn is_to_fail(&mut self, slot: usize) -> bool {
         let fails = self.is_one_in(self.shared.options.fail_one_in);
+        let most = self.shared.options.fail_in_a_row;
+        if most == 0 {
+            return fails;
+        }
+        let before = self.failures.remove(&slot).unwrap_or(0);
+        if fails && before < most {
+            self.failures.insert(slot, before + 1);
+        }
+        fails && before < most
+    }
+
+    fn queue(&mut self, job: Job, fails: bool, token: usize, loans: Vec<Loan>, fd: Option<Rc<OwnedFd>>) {
         let submitted_ns = self.shared.clock.now_ns();
         let (direction, number) = (job.direction, self.numbers);
         self.numbers += 1;
@@ -160,19 +176,18 @@ impl SimCopier {
 
 impl CopyEngine for SimCopier {
     fn has_happened(&mut self, fence: &Fence) -> Result<bool, DeviceError> {
-        let fence = fence.downcast_ref::<SimFence>();
-        fence.ok_or_else(|| DeviceError::new("fence", "it is another device's"))?.has_happened()
+        SimFence::has_happened(fence)
     }
 
     fn submit(&mut self, copy: DeviceCopy) {
-        let token = copy.token;
+        let (token, fails) = (copy.token, self.is_to_fail(copy.host.ptr() as usize));
         let (job, loans) = Job::copy(copy);
-        self.queue(job, token, loans, None);
+        self.queue(job, fails, token, loans, None);
     }
 
     fn submit_direct(&mut self, op: DirectOp) {
-        let job = Job::direct(&op);
-        self.queue(job, op.token, Vec::new(), Some(op.fd));
+        let (job, fails) = (Job::direct(&op), self.is_one_in(self.shared.options.fail_one_in));
+        self.queue(job, fails, op.token, Vec::new(), Some(op.fd));
     }
 
     fn flush(&mut self) {

@@ -47,6 +47,9 @@ pub struct SimOptions {
     pub seed: u64,
     /// One copy of so many fails, half done. 0: none.
     pub fail_one_in: u32,
+    /// At most so many copies in a row between one slot and the device fail by `fail_one_in`, so that one which is made again from the same slot
+    /// ends well at last. 0: any number. Direct transfers have no slot, and no bound.
+    pub fail_in_a_row: u32,
     /// Report completions in any order, some of them at the next look.
     pub reorder: bool,
     /// One completion of so many is reported late: up to 32 looks after its time. 0: none.
@@ -68,6 +71,7 @@ impl Default for SimOptions {
             look_ns: 5_000,
             seed: 1,
             fail_one_in: 0,
+            fail_in_a_row: 0,
             reorder: false,
             late_one_in: 0,
             direct: false,
@@ -194,7 +198,8 @@ impl SimDevice {
     pub fn gather(&self, parts: &[(&SimMemory, std::ops::Range<usize>)], after: Option<&SimFence>) -> DeviceBuffer {
         let ranges = parts.iter().map(|(memory, part)| memory.range(part.clone())).collect();
         let owners: Vec<SimMemory> = parts.iter().map(|(memory, _)| (*memory).clone()).collect();
-        let after = after.map(|fence| Arc::new(fence.clone()) as Fence);
+        // One fence for all objects that wait for it, as callers have it: it is asked once for all of them.
+        let after = after.map(|fence| fence.0.clone() as Fence);
         DeviceBuffer::checked(self.shared.id, ranges, after, Some(Arc::new(owners)))
     }
 
@@ -299,8 +304,9 @@ impl SimFence {
         self.0.store(FAILED, Ordering::Release);
     }
 
-    fn has_happened(&self) -> Result<bool, DeviceError> {
-        match self.0.load(Ordering::Acquire) {
+    fn has_happened(fence: &Fence) -> Result<bool, DeviceError> {
+        let state = fence.downcast_ref::<AtomicU8>();
+        match state.ok_or_else(|| DeviceError::new("fence", "it is another device's"))?.load(Ordering::Acquire) {
             FAILED => Err(DeviceError::new("fence", "the work that it stands for has failed")),
             state => Ok(state == HAPPENED),
         }
