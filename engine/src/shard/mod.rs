@@ -296,7 +296,8 @@ impl Shard {
             }
             self.tell_queues();
             self.devices.flush();
-            let may_sleep = self.unsummed.is_empty() && !self.has_startable() && self.core.mailboxes[self.me].may_sleep();
+            let may_sleep =
+                self.unsummed.is_empty() && !self.has_startable() && self.core.mailboxes[self.me].may_sleep();
             self.turn_ring(if may_sleep { self.devices.sleep() } else { Wait::No })?;
             self.core.mailboxes[self.me].awake();
         }
