@@ -236,9 +236,11 @@ impl Shard {
                 // A piece has failed with others still to be asked for: its number is another object's soon.
                 self.lane(class).ready.retain(|waiting| *waiting != active);
             }
-            match class {
-                Class::Load => self.finish_load(active),
-                Class::Store => self.written.push_back(active),
+            match &self.actives[active] {
+                Active::Load(_) => self.finish_load(active),
+                Active::Store(store) if store.is_written() => self.written.push_back(active),
+                // The checksum is behind, and goes on (`sum_some`).
+                Active::Store(_) => {}
             }
         }
     }

@@ -486,15 +486,18 @@ impl Shard {
         while budget > 0
             && let Some(active) = self.unsummed.front()
         {
-            let behind = match self.actives.get_mut(*active) {
-                Some(Active::Store(store)) => {
-                    budget -= store.sum_next(budget);
-                    store.unsummed()
-                }
+            let Some(Active::Store(store)) = self.actives.get_mut(*active) else {
                 // It has ended.
-                _ => 0,
+                self.unsummed.pop_front();
+                continue;
             };
-            if behind == 0 {
+            let summed = store.sum_next(budget);
+            budget -= summed;
+            if store.unsummed() == 0 {
+                // Where nothing was left to sum, whoever ended its last piece has seen to it.
+                if summed > 0 && store.is_written() {
+                    self.written.push_back(*active);
+                }
                 self.unsummed.pop_front();
             }
         }

@@ -58,12 +58,17 @@ impl ActiveStore {
         self.part.is_expired()
     }
 
-    /// Bytes in the host's memory that the checksum has not come to. (Those of a device are summed slot by slot.)
+    /// Bytes in the host's memory that the checksum has not come to, and has to. (Those of a device are summed slot by slot.)
     pub(super) fn unsummed(&self) -> usize {
         match (&self.sum, &self.transfer.target) {
-            (Some(sum), Target::Host(_)) => self.transfer.len - sum.upto(),
+            (Some(sum), Target::Host(_)) if self.transfer.error.is_none() => self.transfer.len - sum.upto(),
             _ => 0,
         }
+    }
+
+    /// Whether its file can be published, or the store given up.
+    pub(super) fn is_written(&self) -> bool {
+        self.transfer.is_done() && self.unsummed() == 0
     }
 
     /// Adds the next bytes to the checksum, `most` at most; gives how many there were.
@@ -289,9 +294,6 @@ impl Shard {
         let volume = self.store_mut(active).volume;
         let (align, direct) = (self.grids[volume].offset_align, self.core.volumes[volume].dir.is_direct());
         let store = self.store_mut(active);
-        if store.transfer.error.is_none() {
-            store.sum_next(usize::MAX);
-        }
         if store.transfer.error.is_none()
             && let Err(error) = store.trim_and_stamp(align)
         {
