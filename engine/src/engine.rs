@@ -19,7 +19,7 @@ use crate::keep::Keeper;
 use crate::key::ObjectKey;
 use crate::leave::take_away;
 use crate::ledger::AdapterUsage;
-use crate::mem::{Buffer, Pool};
+use crate::mem::{Buffer, Pool, merge_pages};
 use crate::open::Opener;
 use crate::report::{DeleteReport, LoadReport, LookupReport, StoreReport};
 use crate::room::Reserved;
@@ -430,7 +430,9 @@ impl Engine {
     }
 
     /// Registers memory (a daemon's arena) with every shard's ring, so that [`Buffer::foreign`] in it costs less CPU. Where
-    /// the kernel refuses, buffers in it work all the same; `status` says so.
+    /// the kernel refuses, buffers in it work all the same; `status` says so. Its pages are merged into huge ones before, as far as the kernel does
+    /// that (contents stay, and others may use them meanwhile): requests of whole segments then reach the device in fewer parts. Blocks meanwhile, for 10 s at
+    /// most; an arena that is pinned already is left as it is.
     ///
     /// # Errors
     /// None at present; what the kernel refuses is a warning.
@@ -439,6 +441,8 @@ impl Engine {
     /// The memory stays mapped, at this address, until the engine is closed.
     #[expect(unsafe_code, reason = "passes the caller's promise on to the registry")]
     pub unsafe fn lend_arena(&self, ptr: *mut u8, len: usize) -> Result<()> {
+        let merged_bytes = merge_pages(ptr, len);
+        tracing::debug!(len, merged_bytes, "an arena is registered");
         // SAFETY: the caller keeps the memory until the engine is closed, and closing joins the shards with their rings.
         unsafe { self.core.registry.add(ptr, len) }?;
         for (shard, mailbox) in self.core.mailboxes.iter().enumerate() {

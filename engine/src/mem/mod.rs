@@ -21,3 +21,4 @@ pub(crate) use loan::{Lent, Loan};
 pub(crate) use node::NearNode;
 pub use pool::{Pool, PoolBuffer, PoolStatus};
 pub use region::PageKind;
+pub(crate) use region::merge_pages;
