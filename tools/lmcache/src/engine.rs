@@ -94,11 +94,15 @@ impl PyEngine {
         }
         let buffer = lend_object(memory, false)?;
         let bytes = buffer.len();
-        // Kept whatever comes of it: some of the rings may know it already.
-        let mut registered = self.registered.lock();
-        registered.push(buffer);
-        let arena = registered.last().map_or(&[][..], Buffer::as_slice);
-        self.with(|engine| lend_arena(engine, arena.as_ptr() as usize, bytes))?.map_err(|error| raise(&error))?;
+        // It may take seconds, for which other threads of Python's go on: the lock is taken and given back without the GIL.
+        let lend = || {
+            let mut registered = self.registered.lock();
+            // Kept whatever comes of it: some of the rings may know it already.
+            registered.push(buffer);
+            let arena = registered.last().map_or(&[][..], Buffer::as_slice);
+            self.handle.with(|engine| lend_arena(engine, arena.as_ptr() as usize, bytes))?
+        };
+        py.detach(lend).map_err(|error| raise(&error))?;
         Ok(Registered::on_host(bytes))
     }
 

@@ -27,7 +27,8 @@ impl Handle {
         Ok(Self { adapter: RwLock::new(Some(adapter)), closing: Mutex::new(()) })
     }
 
-    /// Calls `work`, which neither blocks nor touches Python: so a caller may hold the GIL, whoever waits for this lock.
+    /// Calls `work`, which does not touch Python, and does not block: so a caller may hold the GIL, whoever waits for this lock. (Lending an
+    /// arena takes seconds at most, without the GIL; a close meanwhile waits for it.)
     ///
     /// # Errors
     /// [`Error::Closed`].
