@@ -7,6 +7,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 
 import numpy
 import pytest
@@ -55,6 +56,34 @@ def test_any_memory_is_stored_and_loaded(engine, data) -> None:
     raw = into.view(torch.uint8).numpy().tobytes() if isinstance(into, torch.Tensor) else bytes(memoryview(into).cast("B"))
     assert raw == expected
     assert bytes(engine.load(key)) == expected
+
+
+def test_other_threads_go_on_while_memory_is_registered(engine) -> None:
+    memory = numpy.ones(512 << 20, dtype=numpy.uint8)
+    moments: list[float] = []
+    done = threading.Event()
+
+    def note() -> None:
+        while not done.wait(0.0005):
+            moments.append(time.perf_counter())
+
+    noting = threading.Thread(target=note)
+    noting.start()
+    try:
+        begun = time.perf_counter()
+        with engine.register(memory) as registered:
+            took = time.perf_counter() - begun
+            assert registered.is_registered and registered.nbytes == memory.nbytes
+            # At its ends the interpreter may switch, whoever has the GIL.
+            assert any(begun + took / 4 < moment < begun + 3 * took / 4 for moment in moments), took
+            [key] = keys_of(1)
+            engine.store(key, memory[: 4 << 20])
+            memory[4 << 20 : 8 << 20] = 0
+            engine.load(key, into=memory[4 << 20 : 8 << 20])
+            assert (memory == 1).all()
+    finally:
+        done.set()
+        noting.join()
 
 
 def test_memory_that_is_not_one_writable_block_is_refused(engine) -> None:
