@@ -152,8 +152,8 @@ mod tests {
         let size = NonZeroUsize::new(LEN).unwrap();
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
         let mapped = unsafe { mmap_anonymous(None, size, protection, MapFlags::MAP_PRIVATE) }.unwrap();
-        // SAFETY: the range is the mapping made above; its pages are to be small ones at first.
-        unsafe { madvise(mapped, LEN, MmapAdvise::MADV_NOHUGEPAGE) }.unwrap();
+        // SAFETY: the range is the mapping made above; its pages are to be small ones at first (a kernel without huge ones refuses to be told).
+        let _ = unsafe { madvise(mapped, LEN, MmapAdvise::MADV_NOHUGEPAGE) };
         // SAFETY: the mapping made above, which nobody else knows.
         let memory = unsafe { std::slice::from_raw_parts_mut(mapped.cast::<u8>().as_ptr(), LEN) };
         memory.iter_mut().enumerate().for_each(|(at, byte)| *byte = ((at * 2_654_435_761) >> 13) as u8);
