@@ -126,6 +126,8 @@ pub(crate) struct Shard {
     /// Stores whose checksum is behind; some of them may have ended, and their numbers be others' by now.
     unsummed: VecDeque<usize>,
     waiting_evictions: VecDeque<EvictOp>,
+    /// The next call that changes names takes one away, if one is to go.
+    removes_next: bool,
     /// Victims that are done with, of which the plan is told after the ledger.
     evicted: Vec<Evicted>,
     actives: Slab<Active>,
@@ -196,6 +198,7 @@ impl Shard {
             written: VecDeque::new(),
             unsummed: VecDeque::new(),
             waiting_evictions: VecDeque::new(),
+            removes_next: false,
             evicted: Vec::new(),
             actives: Slab::new(),
             pending: Slab::new(),
@@ -454,26 +457,39 @@ impl Shard {
         Ok(())
     }
 
-    /// Publishes, deletes, evicts and begins stores, in this order: what is written is nearest to its answer, and what is
-    /// deleted becomes a spare for a store.
+    /// Deletes, evicts, begins stores and publishes. Begun before others are published: the device has work then while this thread is
+    /// busy with names, and has none meanwhile if those that have ended go first. Every other call takes a name away, where one is to go: who
+    /// deletes before storing finds the room made, and neither waits for the whole of the other.
     fn change_names(&mut self, most: usize) -> Result<()> {
         for _ in 0..most {
-            if let Some(active) = self.written.pop_front() {
-                self.end_write(active);
-            } else if let Some(op) = self.waiting_deletes.pop_front() {
-                self.delete(op);
-            } else if let Some(op) = self.waiting_evictions.pop_front() {
-                self.evict(op);
-            } else if self.stores.active < self.core.config.depth
+            self.removes_next = !self.removes_next;
+            if self.removes_next && self.remove_next() {
+                continue;
+            }
+            if self.stores.active < self.core.config.depth
                 && let Some(op) = self.next_store()
             {
                 self.start_store(op);
                 self.feed(Class::Store)?;
-            } else {
+            } else if let Some(active) = self.written.pop_front() {
+                self.end_write(active);
+            } else if !self.remove_next() {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Deletes or evicts the next object that is to go; false when there is none.
+    pub(super) fn remove_next(&mut self) -> bool {
+        if let Some(op) = self.waiting_deletes.pop_front() {
+            self.delete(op);
+        } else if let Some(op) = self.waiting_evictions.pop_front() {
+            self.evict(op);
+        } else {
+            return false;
+        }
+        true
     }
 
     /// Goes on with the checksums of stores whose bytes are on their way to the device.

@@ -243,10 +243,10 @@ impl Shard {
         (ours && stat.bytes == spare.bytes).then_some(fd)
     }
 
-    /// A new file must not take the file system's last bytes: spares are given back first.
+    /// A new file must not take the file system's last bytes: what is to be removed goes first, then spares are given back.
     fn check_room(&mut self, volume: usize, bytes: u64) -> Result<()> {
         let is_mine = volume == self.volume;
-        for give_back in [is_mine, false] {
+        for may_give_back in [true, false] {
             let Volume { dir, min_free_bytes: floor, .. } = &self.core.volumes[volume];
             // A file system that does not tell has room until a write says otherwise.
             let Ok((free, capacity)) = dir.free_bytes() else { return Ok(()) };
@@ -257,8 +257,11 @@ impl Shard {
             if !is_low {
                 break;
             }
-            if give_back {
-                self.give_spares_back();
+            if may_give_back {
+                while self.remove_next() {}
+                if is_mine {
+                    self.give_spares_back();
+                }
             } else {
                 return Err(Error::Full { needed: bytes, free, capacity });
             }

@@ -8,6 +8,7 @@ mod history;
 mod hold;
 mod schedule;
 mod seeded;
+mod turns;
 
 use saltern_tests::Scratch;
 
