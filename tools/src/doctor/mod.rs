@@ -24,7 +24,7 @@ const WIDTH: usize = 80;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The number of shards is measured: for about two seconds 64 MiB of objects are stored, displaced and loaded in a scratch directory \
-saltern-bench-*, which is removed. Twice the shards have to gain a tenth to be recommended.
+saltern-bench-*, which is removed. Twice the shards have to gain a quarter to be recommended.
 
 Exit codes: 0 an engine works here (warnings say what makes it slow); 1 the directory cannot be read; 2 wrong usage; \
 3 an engine does not work here. Of several directories the number of shards is measured in the first.")]
