@@ -457,9 +457,9 @@ impl Shard {
         Ok(())
     }
 
-    /// Deletes, evicts, begins stores and publishes. Begun before others are published: the device has work then while this thread is
-    /// busy with names, and has none meanwhile if those that have ended go first. Every other call takes a name away, where one is to go: who
-    /// deletes before storing finds the room made, and neither waits for the whole of the other.
+    /// Deletes, evicts, begins stores and publishes. Stores begin before those that have ended are published, so that the device works
+    /// while this thread is busy with names. Every other call takes a name away, where one is to go: room is made as stores begin, and
+    /// neither waits for all of the other.
     fn change_names(&mut self, most: usize) -> Result<()> {
         for _ in 0..most {
             self.removes_next = !self.removes_next;

@@ -243,10 +243,12 @@ impl Shard {
         (ours && stat.bytes == spare.bytes).then_some(fd)
     }
 
-    /// A new file must not take the file system's last bytes: what is to be removed goes first, then spares are given back.
+    /// A new file must not take the file system's last bytes: as many as are needed of those that wait to be removed go first, then
+    /// spares are given back.
     fn check_room(&mut self, volume: usize, bytes: u64) -> Result<()> {
         let is_mine = volume == self.volume;
-        for may_give_back in [true, false] {
+        let mut may_give_back = is_mine;
+        loop {
             let Volume { dir, min_free_bytes: floor, .. } = &self.core.volumes[volume];
             // A file system that does not tell has room until a write says otherwise.
             let Ok((free, capacity)) = dir.free_bytes() else { return Ok(()) };
@@ -255,18 +257,16 @@ impl Shard {
                 self.disk_is_low = is_low;
             }
             if !is_low {
-                break;
+                return Ok(());
             }
-            if may_give_back {
-                while self.remove_next() {}
-                if is_mine {
-                    self.give_spares_back();
-                }
-            } else {
+            if self.remove_next() {
+                continue;
+            }
+            if !std::mem::take(&mut may_give_back) {
                 return Err(Error::Full { needed: bytes, free, capacity });
             }
+            self.give_spares_back();
         }
-        Ok(())
     }
 
     fn activate_store(&mut self, store: ActiveStore) {

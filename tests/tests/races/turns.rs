@@ -4,10 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 
-use saltern::Engine;
 use saltern::steps::{Step, Steps};
-use saltern_tests::{WAIT_MAX, checked, config, done, key, payload, put};
+use saltern::{Engine, Error};
+use saltern_tests::{LoopMount, Unmountable, WAIT_MAX, checked, config, done, get, key, payload, put};
 
+use crate::hold::Hold;
 use crate::scratch;
 
 /// What was seen at one step: names taken away so far, objects published, and files of stores that are under way.
@@ -84,4 +85,46 @@ fn names_are_taken_away_as_stores_begin() {
         assert!(begun <= at.removed, "a store began before its room was made: {at:?} in {seen:?}");
         assert!(begun + 2 >= at.removed.min(DEPTH / 2), "stores wait for all that goes: {at:?} in {seen:?}");
     }
+}
+
+/// The one store needs what several deletes in front of it leave, and the disk has nothing else.
+#[test]
+fn what_waits_to_be_removed_makes_room_before_a_store_is_refused() {
+    const OBJECT: usize = 1 << 20;
+    const LARGE: usize = 8 * OBJECT;
+    const OBJECTS: u32 = 20;
+    let mount = match LoopMount::new(env!("CARGO_TARGET_TMPDIR"), "ext4", 64 << 20, &["-q"]) {
+        Ok(mount) => mount,
+        Err(Unmountable(why)) => return eprintln!("SKIPPED: no file system of its own: {why}"),
+    };
+    let hold = Hold::default();
+    let with_floor = |floor: u64| {
+        let mut config = config(mount.path().join("volume"));
+        (config.shards, config.spare_bytes, config.min_free_bytes) = (1, 0, Some(floor));
+        config.steps = hold.steps();
+        Engine::open(config).expect("open")
+    };
+    let engine = with_floor(0);
+    for n in 0..OBJECTS {
+        put(&engine, &key(n), &payload(n.into(), OBJECT)).expect("store");
+    }
+    engine.close();
+
+    let stat = nix::sys::statvfs::statvfs(mount.path()).expect("statvfs");
+    let engine = with_floor(stat.blocks_available() * stat.fragment_size() - OBJECT as u64);
+    // Dropped before the engine, which cannot close while its thread is stopped.
+    let hold = hold;
+    engine.wait_recovered();
+    assert!(matches!(put(&engine, &key(99), &payload(99, LARGE)), Err(Error::Full { .. })));
+    hold.arm(Step::Removed, &key(0));
+    let first = engine.delete(&[key(0)]);
+    hold.wait(Step::Removed, &key(0));
+    let deletes = engine.delete(&(1..OBJECTS).map(key).collect::<Vec<_>>());
+    let store = engine.store(vec![(key(99), payload(99, LARGE).into())]);
+    hold.free(Step::Removed, &key(0));
+    let stored = done(store).results.remove(0);
+    assert!(matches!(stored, Ok(bytes) if bytes == LARGE as u64), "{stored:?}");
+    assert!(done(first).results[0].is_ok() && done(deletes).results.iter().all(Result::is_ok));
+    assert!(get(&engine, &key(99), LARGE).expect("load") == payload(99, LARGE));
+    engine.close();
 }
