@@ -66,8 +66,10 @@ impl Batch for FakeBatch {
         while self.batches.held.load(Ordering::Relaxed) {
             std::thread::yield_now();
         }
-        if self.batches.silent_looks.load(Ordering::Relaxed) > 0 {
-            self.batches.silent_looks.fetch_sub(1, Ordering::Relaxed);
+        // Two threads look at their batches at once.
+        let is_silent =
+            self.batches.silent_looks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if is_silent.is_ok() {
             return Err(GdsError::NoCuFile("the test says nothing".into()));
         }
         let never_began = self.batches.refuses.load(Ordering::Relaxed);
